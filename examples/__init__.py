@@ -1,0 +1,1 @@
+"""The example application, its two servers, and the benchmarks that compare them."""

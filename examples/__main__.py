@@ -1,0 +1,81 @@
+"""`python -m examples`: the example application, on hop or on the standard library."""
+
+import argparse
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+
+from examples.app import application
+from examples.std import StdServer, split_address
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; leaves with status 2 when it makes no sense."""
+    parser = argparse.ArgumentParser(prog="python -m examples", description=__doc__)
+    parser.add_argument(
+        "-type", "--type", choices=("hop", "std"), default="hop", dest="mode",
+        help="hop, or the standard library's server with a thread per connection (default: hop)",
+    )
+    parser.add_argument(
+        "-addr", "--addr", default=":1826", help="where to listen (default: :1826)"
+    )
+    parser.add_argument(
+        "-debug-addr", "--debug-addr", default="localhost:6060",
+        help="reserved: the second port for looking inside; nothing is served there yet",
+    )
+    parser.add_argument(
+        "--nodelay", action="store_true",
+        help="with -type std: switch Nagle's algorithm off (hop always does)",
+    )
+    options = parser.parse_args(argv)
+    try:
+        split_address(options.debug_addr)
+        if options.mode == "std":
+            split_address(options.addr)
+    except ValueError as error:
+        parser.error(str(error))
+    return options
+
+
+def serve_std(address: str, nodelay: bool) -> None:
+    """Serve until SIGINT or SIGTERM."""
+
+    def stop(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    with StdServer(application, address, nodelay) as server:
+        print(f"std listens on port {server.server_port}", file=sys.stderr)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
+
+
+def serve_hop(address: str) -> None:
+    """Serve until SIGINT or SIGTERM, then finish what is in flight."""
+    from hop import Engine, Server
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    Server(Engine(application)).serve(address)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the example; the exit status: 1 when the address cannot be had."""
+    options = arguments(argv)
+    try:
+        if options.mode == "std":
+            serve_std(options.addr, options.nodelay)
+        else:
+            serve_hop(options.addr)
+    except ValueError as error:
+        print(f"examples: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"examples: {options.addr}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
