@@ -14,7 +14,7 @@ import socketserver
 import sys
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlsplit
 from wsgiref.handlers import SimpleHandler
 from wsgiref.headers import Headers
@@ -100,7 +100,8 @@ class Response(SimpleHandler):
     headers: Headers
 
     def __init__(self, request: "Handler", body: Body, environ: dict[str, Any]) -> None:
-        super().__init__(io.BufferedReader(body), request.wfile, sys.stderr, environ)
+        output = cast(IO[bytes], request.wfile)
+        super().__init__(io.BufferedReader(body), output, sys.stderr, environ)
         self.request = request
         self.bodiless = self.chunked = self.complete = False
         self.left: int | None = None  # bytes that Content-Length still promises
