@@ -143,8 +143,8 @@ class Client:
 
     __slots__ = ("answer", "ends", "sock", "started")
 
-    def __init__(self, port: int) -> None:
-        self.sock = socket.create_connection((HOST, port), timeout=10)
+    def __init__(self, port: int, source: str = HOST) -> None:
+        self.sock = socket.create_connection((HOST, port), 10, (source, 0))
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.answer = b""
         self.ends = 0  # the answer's length, once its head is there

@@ -1,0 +1,191 @@
+"""`python -m examples.benchmark NAME`: measure hop beside other servers, and judge it.
+
+  wrk        the overview page: hop against std and whatever peers are installed
+  hello      CPU per request beside a bare epoll loop, 100 connections
+  mixed      handlers that block, against pools of 64 threads
+  idle       threads and memory of idle connections (THREAD_BENCH_CONN_COUNT sets how many)
+  inprocess  one operation: without a kernel, and over a socket in one process
+  parser     hop's parser against h11 and httptools
+
+`make peers` installs the other servers into build/peers. Servers and load generator have a
+processor each where there are two.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from examples import idle, inprocess, measure
+from examples.peers import PEERS_PYTHON, installed
+from examples.targets import judge, passed
+
+LABELS = {
+    "requests_per_second": "requests/s", "transfer": "KiB/s", "mean": "mean ms", "p50": "p50 ms",
+    "p99": "p99 ms", "cpu": "CPU µs", "user": "of it user", "microseconds": "µs",
+    "peak_bytes": "peak bytes", "blocks_left": "blocks left", "peak_threads": "further threads",
+    "threads_each": "threads each", "bytes_each": "bytes each",
+}
+HIDDEN = {"generator", "requests"}
+COMPARED = ("requests_per_second", "transfer", "mean", "p50", "p99", "cpu", "microseconds",
+            "threads_each", "bytes_each")
+
+
+def show(value: object) -> str:
+    """A cell of the table: floats with three significant digits or none behind the point."""
+    if not isinstance(value, float):
+        return str(value)
+    if math.isnan(value):
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def table(rows: Sequence[Any]) -> str:
+    """Rows of one dataclass as text in columns; workload and server come first."""
+    names = [field.name for field in dataclasses.fields(rows[0]) if field.name not in HIDDEN]
+    names.sort(key=["workload", "server"].__contains__, reverse=True)
+    lines = [[LABELS.get(name, name) for name in names]]
+    for row in rows:
+        values = {**dataclasses.asdict(row), "transfer": getattr(row, "transfer", 0) / 1024}
+        lines.append([show(values[name]) for name in names])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if name in ("workload", "server") else cell.rjust(width)
+            for name, cell, width in zip(names, line, widths, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def differences(rows: Sequence[Any]) -> dict[str, dict[str, float]]:
+    """For each workload that both served: every figure of hop divided by that of std."""
+    by_key = {(row.workload, row.server): row for row in rows}
+    result: dict[str, dict[str, float]] = {}
+    for workload in dict.fromkeys(row.workload for row in rows):
+        hop, std = by_key.get((workload, "hop")), by_key.get((workload, "std"))
+        if hop and std:
+            result[workload] = {
+                name: getattr(hop, name) / getattr(std, name)
+                for name in COMPARED
+                if getattr(std, name, 0)
+            }
+    return result
+
+
+def machine() -> dict[str, Any]:
+    """What was measured on: without it figures mean little."""
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processors": len(os.sched_getaffinity(0)),
+    }
+
+
+def notes(rows: Sequence[Any], options: argparse.Namespace) -> list[str]:
+    """What a reader must know to read the figures right."""
+    said = []
+    if any(getattr(row, "generator", "") == "own" for row in rows):
+        said.append("wrk was not used: load came from examples/load.py, itself in Python, "
+                    "which limits throughput; compare CPU per request")
+    if options.name == "idle":
+        said.append(f"keep-alive time-out raised to {idle.KEEP_ALIVE} s for the run")
+    if options.name in ("wrk", "hello", "mixed") and not installed(options.peers_python):
+        said.append(f"no other servers found with {options.peers_python.name}: `make peers`")
+    return said
+
+
+def settings(options: argparse.Namespace) -> measure.Run:
+    """How to load; `wrk` is as one would run it by hand, unless options say otherwise."""
+    by_hand = options.name == "wrk"
+    seconds = options.seconds or (30.0 if by_hand else 3.0)
+    return measure.Run(
+        seconds=seconds,
+        warm_up=(5.0 if by_hand else 1.0) if options.warm_up is None else options.warm_up,
+        rounds=options.rounds or (1 if by_hand else 3),
+        connections=options.connections or (300 if by_hand else 100),
+        threads=6 if by_hand else 1,
+        pin=not by_hand,
+        generator=options.generator,
+        peers_python=options.peers_python,
+    )
+
+
+def run_idle(options: argparse.Namespace) -> list[Any]:
+    """The servers named, or std and hop."""
+    servers = options.servers or ("std", "hop")
+    return list(idle.idle(tuple(servers), peers_python=options.peers_python))
+
+
+def run_parser(options: argparse.Namespace) -> list[Any]:
+    """The rows of examples/bench_parser.py."""
+    from examples import bench_parser
+
+    return list(bench_parser.run())
+
+
+BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Any]]] = {
+    "wrk": lambda options: list(measure.wrk(settings(options), options.servers)),
+    "hello": lambda options: list(measure.hello(settings(options), options.servers)),
+    "mixed": lambda options: list(measure.mixed(settings(options), options.servers)),
+    "idle": run_idle,
+    "inprocess": lambda options: list(inprocess.inprocess(options.operations)),
+    "parser": run_parser,
+}
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; leaves with status 2 when it makes no sense."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.benchmark", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", choices=BENCHMARKS)
+    parser.add_argument("--check", action="store_true", help="status 1 when a target is missed")
+    parser.add_argument(
+        "--allow-missing", action="store_true",
+        help="with --check: a target whose peer is not installed counts as met",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there as JSON")
+    parser.add_argument("--servers", type=lambda text: tuple(text.split(",")),
+                        help="measure these only, for example hop,bare,granian")
+    parser.add_argument("--seconds", type=float, help="each run (wrk: 30, others: 3)")
+    parser.add_argument("--warm-up", type=float, help="before each run (wrk: 5, others: 1)")
+    parser.add_argument("--rounds", type=int, help="the median counts (wrk: 1, others: 3)")
+    parser.add_argument("--connections", type=int, help="at a time (wrk: 300, others: 100)")
+    parser.add_argument("--operations", type=int, default=5000, help="for inprocess")
+    parser.add_argument("--generator", choices=("wrk", "own"), help="default: wrk if installed")
+    parser.add_argument("--peers-python", type=Path, default=PEERS_PYTHON,
+                        help="the Python that has the other servers")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one benchmark, print it, and judge it; the exit status."""
+    options = arguments(argv)
+    rows = BENCHMARKS[options.name](options)
+    verdicts = judge(options.name, rows)
+    compared = differences(rows)
+    print(table(rows))
+    for workload, figures in compared.items():
+        ratios = ", ".join(f"{LABELS[name]} × {show(ratio)}" for name, ratio in figures.items())
+        print(f"\nhop against std, {workload}: {ratios}")
+    print(*("", *notes(rows, options), *verdicts), sep="\n")
+    if options.json:
+        report = {
+            "benchmark": options.name, "machine": machine(), "notes": notes(rows, options),
+            "rows": [dataclasses.asdict(row) for row in rows], "hop against std": compared,
+            "verdicts": [dataclasses.asdict(verdict) for verdict in verdicts],
+        }
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    return int(options.check and not passed(verdicts, options.allow_missing))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
