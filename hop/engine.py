@@ -1,0 +1,412 @@
+"""The life of a connection: head, body, handler, response, and again."""
+
+import io
+import logging
+from collections.abc import Callable, Iterable
+from enum import IntEnum
+from http import HTTPStatus
+from typing import Any, BinaryIO, Protocol
+
+from hop.adaptor import DateField, ResponseWriter, build_environ
+from hop.errors import ClientDisconnected, ProtocolError
+from hop.parser import ChunkedDecoder, Limits, RequestHead, parse_head
+from hop.storage import Storage, StoredBody
+
+__all__ = ["TRANSITIONS", "ConnectionState", "Engine"]
+
+access_log = logging.getLogger("hop.access")
+error_log = logging.getLogger("hop.error")
+
+Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+class ConnectionState(IntEnum):
+    """Where a connection stands."""
+
+    IDLE = 0  # nothing of a request has arrived
+    HEAD = 1  # part of a head has arrived
+    BODY = 2  # the head has arrived, part of the body is missing
+    PAUSED = 3  # there is no room for the body at the moment
+    CALL = 4  # the application runs
+    FLUSHING = 5  # the client has not taken all of the answer yet
+    CLOSING = 6  # the same, and the connection ends after it
+    REFUSING = 7  # the same, and the client may still be sending
+    LINGERING = 8  # the answer is out; what the client still sends is thrown away
+    CLOSED = 9  # nothing more will happen
+
+
+IDLE, HEAD, BODY, PAUSED, CALL, FLUSHING, CLOSING, REFUSING, LINGERING, CLOSED = ConnectionState
+
+TRANSITIONS: dict[ConnectionState, dict[str, ConnectionState]] = {
+    IDLE: {"part of a head": HEAD, "head": BODY, "request": CALL, "end": CLOSED},
+    HEAD: {"head": BODY, "request": CALL, "end": CLOSED},
+    BODY: {"request": CALL, "no room": PAUSED, "end": CLOSED},
+    PAUSED: {"room": BODY, "end": CLOSED},
+    CALL: {"answered": IDLE, "client is slow": FLUSHING, "last": CLOSING, "end": CLOSED},
+    FLUSHING: {"flushed": IDLE, "end": CLOSED},
+    CLOSING: {"flushed": CLOSED, "end": CLOSED},
+    REFUSING: {"flushed": LINGERING, "end": CLOSED},
+    LINGERING: {"end": CLOSED},
+    CLOSED: {},
+}
+for _state in (IDLE, HEAD, BODY, PAUSED, CALL):
+    TRANSITIONS[_state]["refused"] = REFUSING
+
+PIPELINED = 16  # requests of one connection answered before the others have their turn
+
+
+class Loop(Protocol):
+    """What the engine needs of the loop that a connection belongs to."""
+
+    now: float
+
+    def begin(self, conn: Any, call: object) -> None:
+        """Application code starts to run."""
+
+    def end(self, conn: Any) -> None:
+        """Application code has returned."""
+
+    def wait_writable(self, conn: Any) -> None:
+        """Block the calling thread until the client takes bytes; others are served meanwhile."""
+
+
+class Transport(Protocol):
+    """What the engine sees of a connection."""
+
+    base: dict[str, Any]
+    incoming: Any
+    backlog: Any
+    loop: Loop
+    peer: str | None
+    since: float
+    state: Any
+
+    def write(self, data: bytes) -> None:
+        """Send, or keep what the kernel refuses."""
+
+    def send_file(self, file: BinaryIO, offset: int, count: int) -> None:
+        """Send part of a file."""
+
+    def flush(self) -> bool:
+        """Send what waits; True when nothing is left."""
+
+    def pending(self) -> int:
+        """Bytes that wait."""
+
+    def peer_address(self) -> str:
+        """The client's host."""
+
+    def peer_name(self) -> tuple[str, int] | str:
+        """The client's address."""
+
+    def gone(self) -> bool:
+        """Whether the client has left."""
+
+    def hang_up(self) -> None:
+        """Send nothing more, but read on."""
+
+    def reset(self) -> None:
+        """Let the end of the connection be seen as a failure."""
+
+
+class PartialHead:
+    """The bytes of a head that has not arrived whole, and how far they were searched."""
+
+    __slots__ = ("data", "searched")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = bytearray(data)
+        self.searched = len(data)
+
+
+class PartialBody:
+    """A request whose body has not arrived whole.
+
+    `piece` is what could not be stored for want of room, `rest` what lies behind the body.
+    """
+
+    __slots__ = ("_missing", "body", "decoder", "head", "piece", "rest")
+
+    def __init__(self, head: RequestHead, body: StoredBody, decoder: ChunkedDecoder | None) -> None:
+        self.head = head
+        self.body = body
+        self.decoder = decoder
+        self._missing = head.content_length or 0
+        self.piece = b""
+        self.rest = b""
+
+    def feed(self, data: bytes) -> bool:
+        """Take what was read; False when there is no room for it. Raises ProtocolError."""
+        if self.decoder is None:
+            self.piece, self.rest = data[: self._missing], data[self._missing :]
+            self._missing -= len(self.piece)
+        else:
+            self.piece = self.decoder.feed(data)
+            self.rest = bytes(self.decoder.unused)
+        return self.store()
+
+    def store(self) -> bool:
+        """Put the piece away; False when there is no room for it."""
+        if self.piece and not self.body.write(self.piece):
+            return False
+        self.piece = b""
+        return True
+
+    def whole(self) -> bool:
+        """Whether nothing is missing."""
+        return self._missing == 0 if self.decoder is None else self.decoder.done
+
+
+class Engine:
+    """Serves one WSGI application over connections that somebody else watches.
+
+    The loop calls `received`, `flushed`, `resume` and `expired`; the engine answers by writing to
+    the connection and by its new state, never by touching a socket. `request_timeout` (seconds,
+    None: no limit) bounds a handler, `max_drain_size` (bytes) what is read and thrown away
+    behind a refused request.
+    """
+
+    def __init__(
+        self,
+        app: Application,
+        *,
+        limits: Limits | None = None,
+        storage: Storage | None = None,
+        request_timeout: float | None = None,
+        max_drain_size: int = 256 << 10,
+    ) -> None:
+        self.app = app
+        self.limits = limits or Limits()
+        self.storage = storage or Storage()
+        self.request_timeout = request_timeout
+        self.max_drain_size = max_drain_size
+        self.draining = False
+        self.date = DateField()
+        self._access = access_log.isEnabledFor(logging.INFO)
+
+    def received(self, conn: Transport, data: bytes) -> None:
+        """Bytes were read; `b""` is the end of input."""
+        state = conn.state
+        if not data:
+            self._ended(conn)
+        elif state == IDLE:
+            self._requests(conn, data)
+        elif state == HEAD:
+            self._receive_head(conn, conn.incoming, data)
+        elif state == BODY:
+            self._receive_body(conn, conn.incoming, data)
+        else:
+            self._discard(conn, data)
+
+    def resume(self, conn: Transport) -> None:
+        """Go on with what was read before: pipelined requests, or a body that found no room."""
+        incoming = conn.incoming
+        if conn.state == IDLE:
+            conn.incoming = None
+            self._requests(conn, incoming)
+        elif incoming.store():
+            self._move(conn, "room")
+            self._finish_body(conn, incoming)
+
+    def flushed(self, conn: Transport) -> None:
+        """All output has left."""
+        if conn.state == REFUSING:
+            conn.hang_up()
+        self._move(conn, "flushed")
+
+    def expired(self, conn: Transport) -> None:
+        """The connection stood in one state for too long."""
+        late = {
+            HEAD: ProtocolError(HTTPStatus.REQUEST_TIMEOUT, "the request took too long"),
+            BODY: ProtocolError(HTTPStatus.REQUEST_TIMEOUT, "the body took too long"),
+            PAUSED: ProtocolError(HTTPStatus.SERVICE_UNAVAILABLE, "there is no room for the body"),
+        }
+        if conn.state in late:
+            self._refuse(conn, late[conn.state])
+        else:
+            self._move(conn, "end")
+
+    def _move(self, conn: Transport, event: str) -> None:
+        """Take the step that the table has for `event`."""
+        conn.state = TRANSITIONS[conn.state][event]
+        conn.since = conn.loop.now
+
+    def _ended(self, conn: Transport) -> None:
+        """The client sends nothing more. What it left unfinished is never taken for whole."""
+        self._forget(conn)
+        self._move(conn, "end")
+
+    def _requests(self, conn: Transport, data: bytes) -> None:
+        """Answer the whole requests in `data` and keep what is left."""
+        position, size = 0, len(data)
+        for _ in range(PIPELINED):
+            try:
+                head = parse_head(data, position, self.limits)
+            except ProtocolError as error:
+                self._refuse(conn, error)
+                return
+            if head is None:
+                conn.incoming = PartialHead(data[position:])
+                self._move(conn, "part of a head")
+                return
+            position = head.end
+            length = head.content_length
+            if length and size - position >= length:
+                body = io.BytesIO(data[position : position + length])
+                position += length
+            elif length or head.chunked:
+                self._begin_body(conn, head, data[position:])
+                return
+            else:
+                body = io.BytesIO()
+            self._respond(conn, head, body, position < size)
+            if position == size or conn.state not in (IDLE, FLUSHING):
+                return
+            if conn.state == FLUSHING:
+                break
+        conn.incoming = data[position:]
+
+    def _receive_head(self, conn: Transport, partial: PartialHead, data: bytes) -> None:
+        """More of a head. It is searched once, however small the pieces are."""
+        partial.data += data
+        try:
+            head = parse_head(partial.data, 0, self.limits, partial.searched)
+        except ProtocolError as error:
+            self._refuse(conn, error)
+            return
+        if head is None:
+            partial.searched = len(partial.data)
+            return
+        conn.incoming = None
+        self._requests(conn, bytes(partial.data))
+
+    def _begin_body(self, conn: Transport, head: RequestHead, data: bytes) -> None:
+        """The head is here and the limits allow its body: collect it."""
+        decoder = ChunkedDecoder(self.limits) if head.chunked else None
+        conn.incoming = partial = PartialBody(head, self.storage.open(), decoder)
+        self._move(conn, "head")
+        if data:
+            self._receive_body(conn, partial, data)
+        elif head.expect_continue:
+            try:
+                conn.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            except ClientDisconnected:
+                self._ended(conn)
+
+    def _receive_body(self, conn: Transport, partial: PartialBody, data: bytes) -> None:
+        """More of a body; every KiB of it buys a second."""
+        try:
+            stored = partial.feed(data)
+        except ProtocolError as error:
+            self._refuse(conn, error)
+            return
+        conn.since = min(conn.since + len(data) / 1024, conn.loop.now)
+        if not stored:
+            self._move(conn, "no room")
+        else:
+            self._finish_body(conn, partial)
+
+    def _finish_body(self, conn: Transport, partial: PartialBody) -> None:
+        """Answer the request once its body is whole."""
+        if not partial.whole():
+            return
+        file = partial.body.rewind()
+        if partial.decoder is not None:
+            partial.head.variables["CONTENT_LENGTH"] = str(partial.body.size)
+        conn.incoming = partial.rest or None
+        try:
+            self._respond(conn, partial.head, file, bool(partial.rest))
+        finally:
+            partial.body.close()
+
+    def _respond(self, conn: Transport, head: RequestHead, body: BinaryIO, more: bool) -> None:
+        """Call the application and send its answer; `more`: other requests wait behind this one."""
+        loop = conn.loop
+        conn.state = CALL
+        conn.since = loop.now
+        deadline = None if self.request_timeout is None else loop.now + self.request_timeout
+        response = ResponseWriter(
+            conn, head, self.date.lines(loop.now), head.keep_alive and not self.draining, deadline
+        )
+        environ = build_environ(conn.base, head, body, response)
+        loop.begin(conn, response)
+        try:
+            self._call(environ, response)
+        except ClientDisconnected:
+            conn.state = CLOSED
+        finally:
+            loop.end(conn)
+        conn.since = loop.now
+        if self._access:
+            self._log(head, response)
+        if conn.state == CLOSED:
+            return
+        if response.keep_alive:
+            conn.state = IDLE if conn.backlog is None else FLUSHING
+        elif more:
+            self._linger(conn)
+        else:
+            self._move(conn, "last")
+            if conn.backlog is None:
+                self.flushed(conn)
+
+    def _call(self, environ: dict[str, Any], response: ResponseWriter) -> None:
+        """The call, every `next` and `close`: one thread, and nothing in between."""
+        try:
+            result = self.app(environ, response.start_response)
+            try:
+                response.send(result)
+            finally:
+                close = getattr(result, "close", None)
+                if close is not None:
+                    close()
+        except ClientDisconnected:
+            raise
+        except BaseException:
+            error_log.exception("%s %s", environ["REQUEST_METHOD"], environ["REQUEST_URI"])
+            response.fail()
+
+    def _refuse(self, conn: Transport, error: ProtocolError) -> None:
+        """Answer the client's mistake and read no further request."""
+        body = f"{error.status.value} {error.status.phrase}: {error.reason}\n".encode()
+        head = (
+            f"HTTP/1.1 {error.status.value} {error.status.phrase}\r\n"
+            f"Content-Type: text/plain\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
+        )
+        self._forget(conn)
+        try:
+            conn.write(head.encode() + self.date.lines(conn.loop.now) + b"\r\n" + body)
+        except ClientDisconnected:
+            self._move(conn, "end")
+        else:
+            self._linger(conn)
+
+    def _linger(self, conn: Transport) -> None:
+        """Close, but let the client read its answer first: it may still be sending."""
+        conn.incoming = self.max_drain_size
+        self._move(conn, "refused")
+        if conn.backlog is None:
+            self.flushed(conn)
+
+    def _discard(self, conn: Transport, data: bytes) -> None:
+        """Throw away what a refused client still sends, up to the limit."""
+        conn.incoming -= len(data)
+        if conn.incoming < 0:
+            self._move(conn, "end")
+
+    def _forget(self, conn: Transport) -> None:
+        """Drop what had arrived of a request."""
+        if isinstance(conn.incoming, PartialBody):
+            conn.incoming.body.close()
+        conn.incoming = None
+
+    def _log(self, head: RequestHead, response: ResponseWriter) -> None:
+        access_log.info(
+            '%s "%s %s %s" %s %d',
+            response.conn.peer or "-",
+            head.method,
+            head.target,
+            head.protocol,
+            response.status[:3],
+            response.size,
+        )
