@@ -1,4 +1,4 @@
-"""`python -m examples.benchmark NAME`: measure hop beside other servers, and judge it.
+"""`python -m examples.benchmark [NAME]`: measure hop beside other servers, and judge it.
 
   wrk        the overview page: hop against std and whatever peers are installed
   hello      CPU per request beside a bare epoll loop, 100 connections
@@ -6,6 +6,7 @@
   idle       threads and memory of idle connections (THREAD_BENCH_CONN_COUNT sets how many)
   inprocess  one operation: without a kernel, and over a socket in one process
   parser     hop's parser against h11 and httptools
+  all        one after the other; this is what happens without a name
 
 `make peers` installs the other servers into build/peers. Servers and load generator have a
 processor each where there are two.
@@ -24,7 +25,7 @@ from typing import Any
 
 from examples import idle, inprocess, measure
 from examples.peers import PEERS_PYTHON, installed
-from examples.targets import judge, passed
+from examples.targets import Verdict, judge, passed
 
 LABELS = {
     "requests_per_second": "requests/s", "transfer": "KiB/s", "mean": "mean ms", "p50": "p50 ms",
@@ -88,25 +89,24 @@ def machine() -> dict[str, Any]:
     }
 
 
-def notes(rows: Sequence[Any], options: argparse.Namespace) -> list[str]:
+def notes(name: str, rows: Sequence[Any], peers_python: Path) -> list[str]:
     """What a reader must know to read the figures right."""
     said = []
     if any(getattr(row, "generator", "") == "own" for row in rows):
         said.append("wrk was not used: load came from examples/load.py, itself in Python, "
                     "which limits throughput; compare CPU per request")
-    if options.name == "idle":
+    if name == "idle":
         said.append(f"keep-alive time-out raised to {idle.KEEP_ALIVE} s for the run")
-    if options.name in ("wrk", "hello", "mixed") and not installed(options.peers_python):
-        said.append(f"no other servers found with {options.peers_python.name}: `make peers`")
+    if name in ("wrk", "hello", "mixed") and not installed(peers_python):
+        said.append(f"no other servers found with {peers_python.name}: `make peers`")
     return said
 
 
-def settings(options: argparse.Namespace) -> measure.Run:
+def settings(name: str, options: argparse.Namespace) -> measure.Run:
     """How to load; `wrk` is as one would run it by hand, unless options say otherwise."""
-    by_hand = options.name == "wrk"
-    seconds = options.seconds or (30.0 if by_hand else 3.0)
+    by_hand = name == "wrk"
     return measure.Run(
-        seconds=seconds,
+        seconds=options.seconds or (30.0 if by_hand else 3.0),
         warm_up=(5.0 if by_hand else 1.0) if options.warm_up is None else options.warm_up,
         rounds=options.rounds or (1 if by_hand else 3),
         connections=options.connections or (300 if by_hand else 100),
@@ -115,6 +115,13 @@ def settings(options: argparse.Namespace) -> measure.Run:
         generator=options.generator,
         peers_python=options.peers_python,
     )
+
+
+def run_load(
+    name: str, benchmark: Callable[..., Sequence[Any]], options: argparse.Namespace
+) -> list[Any]:
+    """`wrk`, `hello` or `mixed`."""
+    return list(benchmark(settings(name, options), options.servers))
 
 
 def run_idle(options: argparse.Namespace) -> list[Any]:
@@ -131,9 +138,9 @@ def run_parser(options: argparse.Namespace) -> list[Any]:
 
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Any]]] = {
-    "wrk": lambda options: list(measure.wrk(settings(options), options.servers)),
-    "hello": lambda options: list(measure.hello(settings(options), options.servers)),
-    "mixed": lambda options: list(measure.mixed(settings(options), options.servers)),
+    "wrk": lambda options: run_load("wrk", measure.wrk, options),
+    "hello": lambda options: run_load("hello", measure.hello, options),
+    "mixed": lambda options: run_load("mixed", measure.mixed, options),
     "idle": run_idle,
     "inprocess": lambda options: list(inprocess.inprocess(options.operations)),
     "parser": run_parser,
@@ -146,7 +153,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m examples.benchmark", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", choices=BENCHMARKS)
+    parser.add_argument("name", nargs="?", choices=(*BENCHMARKS, "all"), default="all")
     parser.add_argument("--check", action="store_true", help="status 1 when a target is missed")
     parser.add_argument(
         "--allow-missing", action="store_true",
@@ -166,25 +173,34 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one benchmark, print it, and judge it; the exit status."""
-    options = arguments(argv)
-    rows = BENCHMARKS[options.name](options)
-    verdicts = judge(options.name, rows)
-    compared = differences(rows)
-    print(table(rows))
+def report(name: str, options: argparse.Namespace) -> tuple[dict[str, Any], list[Verdict]]:
+    """Run one benchmark and print it; what there is to keep of it, and its verdicts."""
+    rows = BENCHMARKS[name](options)
+    verdicts, compared = judge(name, rows), differences(rows)
+    said = notes(name, rows, options.peers_python)
+    print(f"{name}\n{table(rows)}\n")
     for workload, figures in compared.items():
-        ratios = ", ".join(f"{LABELS[name]} × {show(ratio)}" for name, ratio in figures.items())
-        print(f"\nhop against std, {workload}: {ratios}")
-    print(*("", *notes(rows, options), *verdicts), sep="\n")
+        ratios = ", ".join(f"{LABELS[key]} × {show(ratio)}" for key, ratio in figures.items())
+        print(f"hop against std, {workload}: {ratios}")
+    print(*said, *verdicts, "", sep="\n", flush=True)
+    kept = {
+        "benchmark": name, "notes": said, "hop against std": compared,
+        "rows": [dataclasses.asdict(row) for row in rows],
+        "verdicts": [dataclasses.asdict(verdict) for verdict in verdicts],
+    }
+    return kept, verdicts
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what was asked for; the exit status: 1 when a target was to be met and was not."""
+    options = arguments(argv)
+    names = list(BENCHMARKS) if options.name == "all" else [options.name]
+    reports = [report(name, options) for name in names]
     if options.json:
-        report = {
-            "benchmark": options.name, "machine": machine(), "notes": notes(rows, options),
-            "rows": [dataclasses.asdict(row) for row in rows], "hop against std": compared,
-            "verdicts": [dataclasses.asdict(verdict) for verdict in verdicts],
-        }
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
-    return int(options.check and not passed(verdicts, options.allow_missing))
+        everything = {"machine": machine(), "benchmarks": [kept for kept, _ in reports]}
+        options.json.write_text(json.dumps(everything, indent=2) + "\n")
+    met = all(passed(verdicts, options.allow_missing) for _, verdicts in reports)
+    return int(options.check and not met)
 
 
 if __name__ == "__main__":

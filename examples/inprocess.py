@@ -133,13 +133,12 @@ def without_kernel(
     from hop.adaptor import base_environ
     from hop.connection import Connection
     from hop.engine import ConnectionState, Engine
-    from hop.storage import Storage
 
     sock: Any = FakeSocket(make)
     conn = Connection(
         sock, FakeLoop(), base_environ("localhost", "1826", sys.stderr), ConnectionState.IDLE
     )
-    engine = Engine(application, storage=Storage())
+    engine = Engine(application)
     receive, received = conn.receive, engine.received
 
     def operation() -> bytes:
