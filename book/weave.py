@@ -1,0 +1,290 @@
+"""Weave the book: notebooks and pages in, HTML and EPUB out, with Sphinx and MyST-NB.
+
+    python -m book.weave            # build/book/html and build/book/epub
+    python -m book.weave html       # one of the two
+
+Nothing is executed here: the book shows the outputs that are stored in the notebooks. Sphinx
+reads a staged copy of the sources, in which exported cells carry a caption that leads to their
+module, and each module has a page whose lines lead back to their cells.
+"""
+
+import html
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "build" / "book"
+#: What a page's name ends with, by the builder that writes it.
+SUFFIX = {"html": ".html", "epub": ".xhtml"}
+
+
+@dataclass(frozen=True, slots=True)
+class Chapter:
+    """A notebook, with what the landing page says about it."""
+
+    path: Path
+    notebook: NotebookNode
+
+    @property
+    def name(self) -> str:
+        """`02_poller`, which is also the page's name."""
+        return self.path.stem
+
+    @property
+    def title(self) -> str:
+        """The first heading."""
+        return self.opening[0].lstrip("# ").strip()
+
+    @property
+    def promise(self) -> str:
+        """The paragraph behind the heading: one line."""
+        return " ".join(self.opening[1].split()) if len(self.opening) > 1 else ""
+
+    @property
+    def opening(self) -> list[str]:
+        """The paragraphs of the first Markdown cell."""
+        cells = [cell.source for cell in self.notebook.cells if cell.cell_type == "markdown"]
+        return [part for part in cells[0].split("\n\n") if part.strip()]
+
+
+def chapters() -> list[Chapter]:
+    """All notebooks, in the order of their names."""
+    paths = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    return [Chapter(path, nbformat.read(path, as_version=4)) for path in paths]
+
+
+# ---------------------------------------------------------------- chapters
+
+
+def anchor(cell: NotebookNode) -> str:
+    """Where a module's page finds an exported cell on its chapter's page."""
+    return f"export-{cell.id}"
+
+
+def exports(notebook: NotebookNode) -> Iterator[tuple[NotebookNode, str]]:
+    """The exported cells and the files that they go to, `hop/poller.py`."""
+    module = ""
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        first, _, _ = cell.source.partition("\n")
+        words = first.split()
+        if words[:2] == ["#|", "default_exp"]:
+            module = words[2].replace(".", "/") + ".py"
+        elif words[:2] == ["#|", "export"]:
+            yield cell, words[2] if len(words) > 2 else module
+
+
+def staged(chapter: Chapter, suffix: str, lines: dict[str, int]) -> NotebookNode:
+    """A chapter as the reader sees it.
+
+    The tangler's directives are gone. An exported cell has a caption that leads to the first of
+    its lines in the module, `lines[cell id]`; under the title there is the way to the notebook.
+    """
+    goes_to = {cell.id: file for cell, file in exports(chapter.notebook)}
+    staged: NotebookNode = nbformat.from_dict({**chapter.notebook, "cells": []})
+    for cell in chapter.notebook.cells:
+        if cell.cell_type == "code" and cell.source.startswith("#| default_exp"):
+            continue
+        if cell.id in goes_to:
+            staged.cells.append(caption(cell, goes_to[cell.id], suffix, lines))
+            cell = nbformat.from_dict({**cell, "source": cell.source.partition("\n")[2]})
+        staged.cells.append(cell)
+    files = list(dict.fromkeys(goes_to.values()))
+    staged.cells.insert(1, markdown(source_line(chapter, files, suffix)))
+    return staged
+
+
+def caption(cell: NotebookNode, file: str, suffix: str, lines: dict[str, int]) -> NotebookNode:
+    """The line above an exported cell."""
+    page = f"../code/{Path(file).stem}{suffix}"
+    line = f"#L{lines[cell.id]}" if cell.id in lines else ""
+    return markdown(
+        f'<p class="exported" id="{anchor(cell)}">exported to '
+        f'<a href="{page}{line}"><code>{html.escape(file)}</code></a></p>'
+    )
+
+
+def source_line(chapter: Chapter, files: list[str], suffix: str) -> str:
+    """Under a chapter's title: its notebook, and the modules that come from it."""
+    pages = [f'<a href="../code/{Path(f).stem}{suffix}"><code>{f}</code></a>' for f in files]
+    notebook = f"notebooks/{chapter.path.name}"
+    if suffix == SUFFIX["html"]:
+        notebook = f'<a href="../_notebooks/{chapter.path.name}" download>{notebook}</a>'
+    modules = f" It becomes {', '.join(pages)}." if pages else ""
+    return f'<p class="source">This chapter is {notebook}.{modules}</p>'
+
+
+def markdown(source: str) -> NotebookNode:
+    """A Markdown cell."""
+    cell: NotebookNode = nbformat.v4.new_markdown_cell(source)
+    return cell
+
+
+# ---------------------------------------------------------------- modules
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Lines `first` to `last` of a module come from one cell of a chapter."""
+
+    first: int
+    last: int
+    chapter: str
+    cell: str
+
+
+def origins(file: str) -> list[Origin]:
+    """What the tangler's source map says about a module, in the order of its lines."""
+    path = ROOT / "book" / "sourcemap.json"
+    if not path.exists():
+        return []
+    entries = json.loads(path.read_text()).get(file, [])
+    return [Origin(**entry) for entry in entries]
+
+
+def code_page(file: str, found: list[Origin], titles: dict[str, str], suffix: str) -> str:
+    """A module's page: its lines, numbered, each run of them with the way back to its cell."""
+    text = (ROOT / file).read_text()
+    coloured = highlight(text, PythonLexer(stripnl=False), HtmlFormatter(nowrap=True))
+    starts = {origin.first: origin for origin in found}
+    rows = []
+    for number, line in enumerate(coloured.removesuffix("\n").split("\n"), start=1):
+        if origin := starts.get(number):
+            href = f"../notebooks/{origin.chapter}{suffix}#export-{origin.cell}"
+            title = html.escape(titles.get(origin.chapter, origin.chapter))
+            rows.append(f'<a class="origin" href="{href}" title="Read why">{title}</a>')
+        rows.append(
+            f'<span class="line" id="L{number}"><a class="number" href="#L{number}">'
+            f"{number:>4}</a> {line}</span>\n"
+        )
+    made_from = sorted({origin.chapter for origin in found})
+    links = ", ".join(f"[{titles[name]}](../notebooks/{name}.ipynb)" for name in made_from)
+    lead = f"Tangled from {links}. The links on the right lead to the cells." if links else ""
+    listing = "".join(rows)
+    return (
+        f"# `{file}`\n\n{lead}\n\n```{{raw}} html\n"
+        f'<div class="highlight module"><pre>{listing}</pre></div>\n```\n'
+    )
+
+
+# ---------------------------------------------------------------- the landing page
+
+
+def card(number: int, chapter: Chapter) -> str:
+    """A chapter on the landing page."""
+    return (
+        f"::::{{container}} card\n[{number}](notebooks/{chapter.name}.ipynb)\n\n"
+        f"**[{chapter.title}](notebooks/{chapter.name}.ipynb)**\n\n{chapter.promise}\n::::\n"
+    )
+
+
+def landing(found: list[Chapter], pages: list[str], modules: list[str]) -> str:
+    """The landing page: book/index.md with the cards, the picture and the tables of contents."""
+    cards = "\n".join(card(number, chapter) for number, chapter in enumerate(found))
+    picture = (ROOT / "book" / "loop.svg").read_text()
+    trees = [
+        toctree("The chapters", [f"notebooks/{chapter.name}" for chapter in found], numbered=True),
+        toctree("Reference", pages) if pages else "",
+        toctree("The modules", [f"code/{name}" for name in modules]),
+    ]
+    text = (ROOT / "book" / "index.md").read_text()
+    text = text.replace("<!-- chapters -->", f":::::{{container}} cards\n{cards}\n:::::")
+    text = text.replace("<!-- picture -->", f"```{{raw}} html\n{picture}\n```")
+    return text + "\n" + "\n".join(trees)
+
+
+def toctree(caption: str, entries: list[str], numbered: bool = False) -> str:
+    """A part of the sidebar."""
+    depth = ":numbered: 2\n" if numbered else ""
+    listed = "\n".join(entries)
+    return f"```{{toctree}}\n:caption: {caption}\n:hidden:\n:maxdepth: 2\n{depth}\n{listed}\n```\n"
+
+
+# ---------------------------------------------------------------- putting it together
+
+
+def in_reading_order(found: list[Chapter]) -> list[Path]:
+    """The modules, as the chapters come to them."""
+    files = [file for chapter in found for _, file in exports(chapter.notebook)]
+    order = {file: place for place, file in enumerate(reversed(files))}
+    paths = sorted((ROOT / "hop").glob("*.py"))
+    return sorted(paths, key=lambda path: -order.get(f"hop/{path.name}", -1))
+
+
+def stage(source: Path, suffix: str) -> None:
+    """Lay down under `source` everything that Sphinx reads."""
+    shutil.rmtree(source, ignore_errors=True)
+    for directory in ("notebooks", "code"):
+        (source / directory).mkdir(parents=True)
+    shutil.copytree(ROOT / "book" / "_static", source / "_static")
+    found = chapters()
+    titles = {chapter.name: chapter.title for chapter in found}
+    modules = in_reading_order(found)
+    lines: dict[str, int] = {}
+    for path in modules:
+        file = f"hop/{path.name}"
+        from_cells = origins(file)
+        for origin in reversed(from_cells):
+            lines[origin.cell] = origin.first
+        page = source / "code" / f"{path.stem}.md"
+        page.write_text(code_page(file, from_cells, titles, suffix))
+    for chapter in found:
+        nbformat.write(staged(chapter, suffix, lines), source / "notebooks" / chapter.path.name)
+    for image in (ROOT / "notebooks").glob("*.[ps][nv]g"):
+        shutil.copy(image, source / "notebooks")
+    pages = sorted(path for path in (ROOT / "book").glob("*.md") if path.stem != "index")
+    for path in pages:
+        shutil.copy(path, source)
+    names = [path.stem for path in modules]
+    (source / "index.md").write_text(landing(found, [path.stem for path in pages], names))
+
+
+def weave(builder: str) -> int:
+    """Write `build/book/html` or `build/book/epub`; return Sphinx's exit status.
+
+    A warning is an error; all of them are shown before it ends.
+    """
+    source = OUT / "source" / builder
+    stage(source, SUFFIX[builder])
+    new, old = OUT / f"{builder}.new", OUT / builder
+    shutil.rmtree(new, ignore_errors=True)
+    command = [sys.executable, "-m", "sphinx", "-b", builder, "-c", str(ROOT / "book")]
+    options = ["-W", "--keep-going", "-q", "-E", "-d", str(OUT / "doctrees" / builder)]
+    status = subprocess.run([*command, *options, str(source), str(new)], check=False).returncode
+    if status:
+        return status
+    if builder == "html":
+        shutil.copytree(ROOT / "notebooks", new / "_notebooks", ignore=only_notebooks)
+    shutil.rmtree(old, ignore_errors=True)
+    new.rename(old)
+    return 0
+
+
+def only_notebooks(directory: str, names: list[str]) -> list[str]:
+    """For copytree: what is not a notebook stays behind."""
+    return [name for name in names if not name.endswith(".ipynb")]
+
+
+def main(builders: list[str]) -> int:
+    """Weave what is asked for (nothing: both); return the exit status."""
+    unknown = set(builders) - set(SUFFIX)
+    if unknown:
+        print(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(SUFFIX)}")
+        return 2
+    return max([weave(builder) for builder in builders or SUFFIX])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
