@@ -68,15 +68,14 @@ _garbage = re.compile(rb"(?<!\r)\n|\r[^\n]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]").se
 _control = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]").search
 
 
-def _split_request_line(line: str) -> tuple[str, str, str, str, str, str]:
+def _unusual_request_line(line: str) -> tuple[str, str, str, str, str, str]:
     """Return method, target, path, query, protocol and authority of a request line.
 
+    It need not be unusual, but `parse_head` comes here only when `_origin_form` did not match.
     The authority is "" unless the target is in absolute form (RFC 9112, section 3.2).
     """
-    if origin := _origin_form(line):
-        method, target, path, query, protocol = origin.groups("")
-        if "%" in path:
-            path = unquote(path, "latin-1")
+    if usual := _origin_form(line):
+        method, target, path, query, protocol = usual.groups("")
         return method, target, path, query, protocol, ""
     parts = _request_line(line)
     if parts is None:
@@ -85,7 +84,7 @@ def _split_request_line(line: str) -> tuple[str, str, str, str, str, str]:
     if protocol[5] != "1":
         raise _bad("HTTP/1.1 is spoken here", HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
     if protocol[7] > "1":  # a later minor version is answered as the latest known one
-        return _split_request_line(line[:-1] + "1")
+        return _unusual_request_line(line[:-1] + "1")
     if method == "CONNECT":
         port = _host_port(target)
         if port is None or not 0 < int(port[1]) < 65536:
@@ -97,7 +96,7 @@ def _split_request_line(line: str) -> tuple[str, str, str, str, str, str]:
     if absolute is None or not _is_host(absolute[1]) or absolute[1].startswith(":"):
         raise _bad("malformed request target")
     authority, path, query = absolute.groups("")
-    return method, target, unquote(path or "/", "latin-1"), query, protocol, authority
+    return method, target, path or "/", query, protocol, authority
 
 
 # Lines of these fields repeat from request to request and are no secret: they may be remembered.
@@ -115,10 +114,15 @@ _REPEATING = {
 # fmt: on
 
 
-class _NameMemo(dict[str, str]):
-    """A bounded cache from a field name as it was sent to its CGI variable, "" if it is dropped."""
+class _NameMemo(dict[str, tuple[str, bool]]):
+    """A bounded cache: a field name as sent -> (CGI variable, whether its lines repeat).
 
-    def __missing__(self, name: str) -> str:
+    The variable is "" when the field is dropped: an underscore would pass for a hyphen.
+    """
+
+    __slots__ = ()
+
+    def __missing__(self, name: str) -> tuple[str, bool]:
         if not _is_token(name):
             raise _bad("malformed field name")
         variable = name.upper().replace("-", "_")
@@ -126,30 +130,32 @@ class _NameMemo(dict[str, str]):
             variable = ""
         elif variable not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
             variable = "HTTP_" + variable
+        if len(self) >= 1024:
+            self.clear()
         if len(name) <= 64:
-            if len(self) >= 1024:
-                self.clear()
-            self[name] = variable
-        return variable
+            self[name] = variable, variable in _REPEATING
+        return variable, variable in _REPEATING
 
 
 class _LineMemo(dict[str, tuple[str, str]]):
-    """A bounded cache from a raw field line to (variable, value); what it holds was validated."""
+    """A bounded cache: a raw field line -> (CGI variable, value), both validated."""
+
+    __slots__ = ()
 
     def __missing__(self, line: str) -> tuple[str, str]:
         name, colon, value = line.partition(":")
-        variable = _names[name]
+        variable, repeats = _names[name]
         value = value.strip(" \t")
         if not colon or (not value.isprintable() and _control(value)):
             raise _bad("malformed field line")
-        if variable == "HTTP_HOST" and not _is_host(value):
-            raise _bad("malformed Host")
-        pair = variable, value
-        if variable in _REPEATING and len(line) <= 256:
+        if repeats:
+            if variable == "HTTP_HOST" and not _is_host(value):
+                raise _bad("malformed Host")
             if len(self) >= 1024:
                 self.clear()
-            self[line] = pair
-        return pair
+            if len(line) <= 256:
+                self[line] = variable, value
+        return variable, value
 
 
 _names = _NameMemo()
@@ -182,39 +188,55 @@ def parse_head(
     if end < 0:
         _check_partial(data, start, limits, searched)
         return None
-    if end + 4 - start > limits.head:
-        raise _bad("head too large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
     lines = data[start:end].decode("latin-1").split("\r\n")
-    line = lines.pop(0) or (lines and lines.pop(0)) or ""
-    if len(line) > limits.line:
-        raise _bad("request line too long", HTTPStatus.REQUEST_URI_TOO_LONG)
-    method, target, path, query, protocol, authority = _split_request_line(line)
-    if len(lines) > limits.fields or (
-        end - start > limits.line and max(map(len, lines), default=0) > limits.line
-    ):
-        raise _bad("too many fields", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+    line = lines.pop(0) or (lines.pop(0) if lines else "")  # one empty line may lead
+    size = end + 4 - start
+    if size > limits.line or size > limits.head or len(lines) > limits.fields:
+        _check_sizes(line, lines, size, limits)
+    authority = ""
+    if usual := _origin_form(line):
+        method, target, path, query, protocol = usual.groups("")
+    else:
+        method, target, path, query, protocol, authority = _unusual_request_line(line)
+    if "%" in path:
+        path = unquote(path, "latin-1")
     variables = dict(map(_field, lines))
     if len(variables) < len(lines) or "" in variables:
         variables = _merge(map(_field, lines))
     modern = protocol == "HTTP/1.1"
-    if "HTTP_HOST" not in variables and modern:
+    if modern and "HTTP_HOST" not in variables:
         raise _bad("missing Host")
     if authority:
         variables["HTTP_HOST"] = authority
-    length, chunked = None, False
+    length, chunked, expects = None, False, False
     if "CONTENT_LENGTH" in variables or "HTTP_TRANSFER_ENCODING" in variables:
         length, chunked = _framing(variables, modern, limits)
-    connection = variables.get("HTTP_CONNECTION")
-    if connection is None:
-        keep_alive = modern
-    else:
-        options = [option.strip(" \t") for option in connection.lower().split(",")]
-        keep_alive = "close" not in options and (modern or "keep-alive" in options)
+    if modern and "HTTP_EXPECT" in variables:
+        expects = _expects_continue(variables["HTTP_EXPECT"])
+    keep_alive = modern
+    if "HTTP_CONNECTION" in variables:
+        keep_alive = _keeps_alive(variables["HTTP_CONNECTION"].lower(), modern)
     return RequestHead(
-        method, target, path, query, protocol, variables, length, chunked, keep_alive,
-        modern and "HTTP_EXPECT" in variables and _expects_continue(variables["HTTP_EXPECT"]),
+        method, target, path, query, protocol, variables, length, chunked, keep_alive, expects,
         end + 4,
     )  # fmt: skip
+
+
+def _check_sizes(line: str, fields: list[str], size: int, limits: Limits) -> None:
+    """Refuse a complete head that is too large in one way or another."""
+    if len(line) > limits.line:
+        raise _bad("request line too long", HTTPStatus.REQUEST_URI_TOO_LONG)
+    longest = max(map(len, fields), default=0)
+    if longest > limits.line or len(fields) > limits.fields or size > limits.head:
+        raise _bad("header fields too large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+
+
+def _keeps_alive(connection: str, modern: bool) -> bool:
+    """Whether the connection persists (RFC 9112, section 9.3); `close` always wins."""
+    if connection == "keep-alive":
+        return True
+    options = [option.strip(" \t") for option in connection.split(",")]
+    return "close" not in options and (modern or "keep-alive" in options)
 
 
 def _framing(
@@ -258,9 +280,9 @@ def _check_partial(data: bytes | bytearray, start: int, limits: Limits, searched
     if line_end < 0 and size > limits.line + 1:
         raise _bad("request line too long", HTTPStatus.REQUEST_URI_TOO_LONG)
     if size > limits.head:
-        raise _bad("head too large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        raise _bad("header fields too large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
     if line_end >= max(start, searched):
-        _split_request_line(data[start : line_end - 1].decode("latin-1"))
+        _unusual_request_line(data[start : line_end - 1].decode("latin-1"))
 
 
 _chunk_line = re.compile(rb"([0-9A-Fa-f]{1,16})(;[\t -~\x80-\xff]*)?\r\n").fullmatch
