@@ -10,10 +10,10 @@ module, and each module has a page whose lines lead back to their cells.
 
 import html
 import json
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,8 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-ROOT = Path(__file__).resolve().parent.parent
+from book.notebook import ROOT, Notebook
+
 OUT = ROOT / "build" / "book"
 #: What a page's name ends with, by the builder that writes it.
 SUFFIX = {"html": ".html", "epub": ".xhtml"}
@@ -31,59 +32,27 @@ SUFFIX = {"html": ".html", "epub": ".xhtml"}
 
 @dataclass(frozen=True, slots=True)
 class Chapter:
-    """A notebook, with what the landing page says about it."""
+    """A notebook, and what the landing page says about it."""
 
-    path: Path
-    notebook: NotebookNode
-
-    @property
-    def name(self) -> str:
-        """`02_poller`, which is also the page's name."""
-        return self.path.stem
+    name: str  # 02_poller, which is also the page's name
+    title: str
+    promise: str
+    notebook: Notebook
 
     @property
-    def title(self) -> str:
-        """The first heading."""
-        return self.opening[0].lstrip("# ").strip()
-
-    @property
-    def promise(self) -> str:
-        """The paragraph behind the heading: one line."""
-        return " ".join(self.opening[1].split()) if len(self.opening) > 1 else ""
-
-    @property
-    def opening(self) -> list[str]:
-        """The paragraphs of the first Markdown cell."""
-        cells = [cell.source for cell in self.notebook.cells if cell.cell_type == "markdown"]
-        return [part for part in cells[0].split("\n\n") if part.strip()]
+    def exports(self) -> dict[str, str]:
+        """The exported cells' ids, and the files that they go to, `hop/poller.py`."""
+        return {cell.id: cell.target for cell in self.notebook.cells if cell.target}
 
 
 def chapters() -> list[Chapter]:
     """All notebooks, in the order of their names."""
     paths = sorted((ROOT / "notebooks").glob("*.ipynb"))
-    return [Chapter(path, nbformat.read(path, as_version=4)) for path in paths]
+    notebooks = {path.stem: Notebook.read(path) for path in paths}
+    return [Chapter(name, *notebook.docstring, notebook) for name, notebook in notebooks.items()]
 
 
 # ---------------------------------------------------------------- chapters
-
-
-def anchor(cell: NotebookNode) -> str:
-    """Where a module's page finds an exported cell on its chapter's page."""
-    return f"export-{cell.id}"
-
-
-def exports(notebook: NotebookNode) -> Iterator[tuple[NotebookNode, str]]:
-    """The exported cells and the files that they go to, `hop/poller.py`."""
-    module = ""
-    for cell in notebook.cells:
-        if cell.cell_type != "code":
-            continue
-        first, _, _ = cell.source.partition("\n")
-        words = first.split()
-        if words[:2] == ["#|", "default_exp"]:
-            module = words[2].replace(".", "/") + ".py"
-        elif words[:2] == ["#|", "export"]:
-            yield cell, words[2] if len(words) > 2 else module
 
 
 def staged(chapter: Chapter, suffix: str, lines: dict[str, int]) -> NotebookNode:
@@ -92,36 +61,37 @@ def staged(chapter: Chapter, suffix: str, lines: dict[str, int]) -> NotebookNode
     The tangler's directives are gone. An exported cell has a caption that leads to the first of
     its lines in the module, `lines[cell id]`; under the title there is the way to the notebook.
     """
-    goes_to = {cell.id: file for cell, file in exports(chapter.notebook)}
-    staged: NotebookNode = nbformat.from_dict({**chapter.notebook, "cells": []})
-    for cell in chapter.notebook.cells:
+    cells: list[NotebookNode] = []
+    for cell in chapter.notebook.node.cells:
         if cell.cell_type == "code" and cell.source.startswith("#| default_exp"):
             continue
-        if cell.id in goes_to:
-            staged.cells.append(caption(cell, goes_to[cell.id], suffix, lines))
+        if file := chapter.exports.get(cell.id):
+            page = f"../code/{Path(file).stem}{suffix}#L{lines.get(cell.id, 1)}"
+            cells.append(markdown(CAPTION.format(id=cell.id, page=page, file=file)))
             cell = nbformat.from_dict({**cell, "source": cell.source.partition("\n")[2]})
-        staged.cells.append(cell)
-    files = list(dict.fromkeys(goes_to.values()))
-    staged.cells.insert(1, markdown(source_line(chapter, files, suffix)))
-    return staged
+        cells.append(cell)
+    # The book numbers its chapters itself.
+    title = re.sub(r"^# +\d+\W+", "# ", cells[0].source)
+    cells[0] = nbformat.from_dict({**cells[0], "source": title})
+    cells.insert(1, markdown(source_line(chapter, suffix)))
+    node: NotebookNode = nbformat.from_dict({**chapter.notebook.node, "cells": cells})
+    return node
 
 
-def caption(cell: NotebookNode, file: str, suffix: str, lines: dict[str, int]) -> NotebookNode:
-    """The line above an exported cell."""
-    page = f"../code/{Path(file).stem}{suffix}"
-    line = f"#L{lines[cell.id]}" if cell.id in lines else ""
-    return markdown(
-        f'<p class="exported" id="{anchor(cell)}">exported to '
-        f'<a href="{page}{line}"><code>{html.escape(file)}</code></a></p>'
-    )
+CAPTION = (
+    '<p class="exported" id="export-{id}">exported to '
+    '<a href="{page}"><code>{file}</code></a></p>'
+)
 
 
-def source_line(chapter: Chapter, files: list[str], suffix: str) -> str:
+def source_line(chapter: Chapter, suffix: str) -> str:
     """Under a chapter's title: its notebook, and the modules that come from it."""
+    files = dict.fromkeys(chapter.exports.values())
     pages = [f'<a href="../code/{Path(f).stem}{suffix}"><code>{f}</code></a>' for f in files]
-    notebook = f"notebooks/{chapter.path.name}"
+    name = f"{chapter.name}.ipynb"
+    notebook = f"<code>notebooks/{name}</code>"
     if suffix == SUFFIX["html"]:
-        notebook = f'<a href="../_notebooks/{chapter.path.name}" download>{notebook}</a>'
+        notebook = f'<a href="../_notebooks/{name}" download>{notebook}</a>'
     modules = f" It becomes {', '.join(pages)}." if pages else ""
     return f'<p class="source">This chapter is {notebook}.{modules}</p>'
 
@@ -217,7 +187,7 @@ def toctree(caption: str, entries: list[str], numbered: bool = False) -> str:
 
 def in_reading_order(found: list[Chapter]) -> list[Path]:
     """The modules, as the chapters come to them."""
-    files = [file for chapter in found for _, file in exports(chapter.notebook)]
+    files = [file for chapter in found for file in chapter.exports.values()]
     order = {file: place for place, file in enumerate(reversed(files))}
     paths = sorted((ROOT / "hop").glob("*.py"))
     return sorted(paths, key=lambda path: -order.get(f"hop/{path.name}", -1))
@@ -241,7 +211,8 @@ def stage(source: Path, suffix: str) -> None:
         page = source / "code" / f"{path.stem}.md"
         page.write_text(code_page(file, from_cells, titles, suffix))
     for chapter in found:
-        nbformat.write(staged(chapter, suffix, lines), source / "notebooks" / chapter.path.name)
+        node = staged(chapter, suffix, lines)
+        nbformat.write(node, source / "notebooks" / f"{chapter.name}.ipynb")
     for image in (ROOT / "notebooks").glob("*.[ps][nv]g"):
         shutil.copy(image, source / "notebooks")
     pages = sorted(path for path in (ROOT / "book").glob("*.md") if path.stem != "index")

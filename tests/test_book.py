@@ -14,7 +14,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from book.weave import OUT, ROOT, chapters, exports, origins
+from book.notebook import ROOT
+from book.weave import OUT, chapters, origins
 
 HTML = OUT / "html"
 #: What a style sheet asks for.
@@ -118,13 +119,13 @@ def test_all_assets_and_local_links_lead_somewhere() -> None:
 def test_an_exported_cell_leads_to_its_lines_and_they_lead_back() -> None:
     for chapter in chapters():
         links = page(HTML / "notebooks" / f"{chapter.name}.html").links
-        for cell, file in exports(chapter.notebook):
+        for cell, file in chapter.exports.items():
             stem = Path(file).stem
-            ours = [origin for origin in origins(file) if origin.cell == cell.id]
-            assert ours, f"{chapter.name}, cell {cell.id}: the source map has no line of it"
+            ours = [origin for origin in origins(file) if origin.cell == cell]
+            assert ours, f"{chapter.name}, cell {cell}: the source map has no line of it"
             first = min(origin.first for origin in ours)
             assert f"../code/{stem}.html#L{first}" in links
-            back = f"../notebooks/{chapter.name}.html#export-{cell.id}"
+            back = f"../notebooks/{chapter.name}.html#export-{cell}"
             assert back in page(HTML / "code" / f"{stem}.html").links
 
 
@@ -145,7 +146,7 @@ def test_the_tangler_s_directives_are_not_shown() -> None:
 
 
 def test_alerts_have_become_admonitions() -> None:
-    said = sum(cell.source.count("> [!") for c in chapters() for cell in c.notebook.cells
+    said = sum(cell.source.count("> [!") for c in chapters() for cell in c.notebook.node.cells
                if cell.cell_type == "markdown")
     shown = sum(p.path.read_text().count('class="admonition') for p in pages())
     assert said
