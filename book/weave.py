@@ -9,12 +9,11 @@ module, and each module has a page whose lines lead back to their cells.
 """
 
 import html
-import json
 import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nbformat
@@ -24,6 +23,7 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
 from book.notebook import ROOT, Notebook
+from book.tangle import Project, Tangled
 
 OUT = ROOT / "build" / "book"
 #: What a page's name ends with, by the builder that writes it.
@@ -55,18 +55,18 @@ def chapters() -> list[Chapter]:
 # ---------------------------------------------------------------- chapters
 
 
-def staged(chapter: Chapter, suffix: str, lines: dict[str, int]) -> NotebookNode:
+def staged(chapter: Chapter, suffix: str, lines: dict[str, dict[str, int]]) -> NotebookNode:
     """A chapter as the reader sees it.
 
-    The tangler's directives are gone. An exported cell has a caption that leads to the first of
-    its lines in the module, `lines[cell id]`; under the title there is the way to the notebook.
+    The tangler's directives are gone. An exported cell has a caption that leads to its lines in
+    the module, at `lines[file][cell id]`; under the title there is the way to the notebook.
     """
     cells: list[NotebookNode] = []
     for cell in chapter.notebook.node.cells:
         if cell.cell_type == "code" and cell.source.startswith("#| default_exp"):
             continue
         if file := chapter.exports.get(cell.id):
-            page = f"../code/{Path(file).stem}{suffix}#L{lines.get(cell.id, 1)}"
+            page = f"../code/{Path(file).stem}{suffix}#L{lines[file].get(cell.id, 1)}"
             cells.append(markdown(CAPTION.format(id=cell.id, page=page, file=file)))
             cell = nbformat.from_dict({**cell, "source": cell.source.partition("\n")[2]})
         cells.append(cell)
@@ -115,23 +115,39 @@ class Origin:
     cell: str
 
 
-def origins(file: str) -> list[Origin]:
-    """What the tangler's source map says about a module, in the order of its lines."""
-    path = ROOT / "book" / "sourcemap.json"
-    if not path.exists():
-        return []
-    entries = json.loads(path.read_text()).get(file, [])
-    return [Origin(**entry) for entry in entries]
+def origins(module: Tangled) -> list[Origin]:
+    """Where a module's lines come from, in their order, without the collected imports."""
+    found: list[Origin] = []
+    chapter = Path(module.notebook).stem
+    for number, line in enumerate(module.lines, start=1):
+        if line.cell is None or line.text.startswith(("import ", "from ")):
+            continue
+        if found and found[-1].cell == line.cell.id:
+            found[-1] = replace(found[-1], last=number)
+        else:
+            found.append(Origin(number, number, chapter, line.cell.id))
+    return found
+
+
+def source_map() -> dict[str, list[Origin]]:
+    """The origins of every module, by its file, `hop/poller.py`."""
+    return {module.path: origins(module) for module in Project().everything()}
+
+
+def starts(found: list[Origin]) -> dict[str, int]:
+    """For each cell, the first line of its longest run: a class may be continued elsewhere."""
+    by_length = sorted(found, key=lambda origin: origin.last - origin.first)
+    return {origin.cell: origin.first for origin in by_length}
 
 
 def code_page(file: str, found: list[Origin], titles: dict[str, str], suffix: str) -> str:
     """A module's page: its lines, numbered, each run of them with the way back to its cell."""
     text = (ROOT / file).read_text()
     coloured = highlight(text, PythonLexer(stripnl=False), HtmlFormatter(nowrap=True))
-    starts = {origin.first: origin for origin in found}
+    begins = {origin.first: origin for origin in found}
     rows = []
     for number, line in enumerate(coloured.removesuffix("\n").split("\n"), start=1):
-        if origin := starts.get(number):
+        if origin := begins.get(number):
             href = f"../notebooks/{origin.chapter}{suffix}#export-{origin.cell}"
             title = html.escape(titles.get(origin.chapter, origin.chapter))
             rows.append(f'<a class="origin" href="{href}" title="Read why">{title}</a>')
@@ -202,16 +218,13 @@ def stage(source: Path, suffix: str) -> None:
     found = chapters()
     titles = {chapter.name: chapter.title for chapter in found}
     modules = in_reading_order(found)
-    lines: dict[str, int] = {}
+    traced = source_map()
     for path in modules:
         file = f"hop/{path.name}"
-        from_cells = origins(file)
-        for origin in reversed(from_cells):
-            lines[origin.cell] = origin.first
         page = source / "code" / f"{path.stem}.md"
-        page.write_text(code_page(file, from_cells, titles, suffix))
+        page.write_text(code_page(file, traced.get(file, []), titles, suffix))
     for chapter in found:
-        node = staged(chapter, suffix, lines)
+        node = staged(chapter, suffix, {file: starts(runs) for file, runs in traced.items()})
         nbformat.write(node, source / "notebooks" / f"{chapter.name}.ipynb")
     for image in (ROOT / "notebooks").glob("*.[ps][nv]g"):
         shutil.copy(image, source / "notebooks")
