@@ -1,0 +1,409 @@
+"""Put the exported cells of a module together, by lines of source: nothing is reformatted.
+
+Each line of a module knows the cell it comes from. Syntax trees say where a statement begins
+and ends, and what it defines; the text is always the one that stands in the notebook.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from pyflakes import messages
+from pyflakes.checker import Checker
+
+from book.notebook import ROOT, Cell, TangleError, docstring_lines
+
+UNDEFINED = messages.UndefinedName | messages.UndefinedLocal | messages.UndefinedExport
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a module, and the line (from 1) of the cell that it comes from, if any."""
+
+    text: str
+    cell: Cell | None = None
+    number: int = 0
+
+
+BLANK = Line("")
+
+
+@dataclass(slots=True)
+class Chunk:
+    """A statement (or more that share a line) with the comments above it.
+
+    *gap* holds the blank lines above it, or None where it begins a cell. *members* are the
+    chunks of a class's body, once the class is continued.
+    """
+
+    cell: Cell
+    nodes: list[ast.stmt]
+    lines: list[Line]
+    gap: list[Line] | None
+    names: tuple[str, ...] = ()
+    members: "list[Chunk]" = field(default_factory=list)
+
+    @property
+    def defines(self) -> bool:
+        """Whether it is a class or a function, which stands apart from what is around it."""
+        return any(isinstance(node, Definition) for node in self.nodes)
+
+    def all_lines(self) -> list[Line]:
+        """Its lines, and those of the members it was continued with."""
+        lines = list(self.lines)
+        for member in self.members:
+            gap = member.gap if member.gap is not None else [BLANK]
+            lines += [*gap, *member.all_lines()]
+        return lines
+
+
+# ------------------------------------------------------------------ from a cell to chunks
+
+
+def parse(cell: Cell) -> ast.Module:
+    """The cell's syntax tree. TangleError for what is no Python, such as a magic."""
+    try:
+        return ast.parse(cell.source)
+    except SyntaxError as error:
+        line = error.lineno or 1
+        text = (cell.source.splitlines() or [""])[min(line, len(cell.source.splitlines())) - 1]
+        if text.lstrip().startswith(("%", "!", "?")) or text.rstrip().endswith("?"):
+            raise cell.error(f"a magic cannot be exported: {text.strip()}", line) from None
+        raise cell.error(f"{error.msg}: {text.strip()}", line) from None
+
+
+def split(cell: Cell, body: list[ast.stmt], lines: Sequence[Line]) -> list[Chunk]:
+    """Split *lines*, which hold the statements of *body* and nothing else, into chunks."""
+    chunks: list[Chunk] = []
+    offset = lines[0].number if lines else 1
+    indent = body[0].col_offset if body else 0
+    groups = _by_line(body)
+    starts = [_first_line(group[0]) - offset for group in groups] + [len(lines)]
+    cursor = 0
+    for group, limit in zip(groups, starts[1:], strict=True):
+        end = max(node.end_lineno or 0 for node in group) - offset + 1
+        end = _with_inner_comments(lines, end, limit, indent)
+        chunks.append(_chunk(cell, group, lines[cursor:end]))
+        cursor = end
+    if any(line.text.strip() for line in lines[cursor:]):
+        chunks.append(_chunk(cell, [], lines[cursor:]))
+    if body and _is_text(body[0]):
+        chunks[0].names = ("__doc__",)
+    if chunks:
+        chunks[0].gap = None
+    return chunks
+
+
+def _by_line(body: list[ast.stmt]) -> list[list[ast.stmt]]:
+    groups: list[list[ast.stmt]] = []
+    for node in body:
+        if groups and _first_line(node) <= (groups[-1][-1].end_lineno or 0):
+            groups[-1].append(node)
+        else:
+            groups.append([node])
+    return groups
+
+
+def _first_line(node: ast.stmt) -> int:
+    decorators = node.decorator_list if isinstance(node, Definition) else []
+    return min([node.lineno, *(decorator.lineno for decorator in decorators)])
+
+
+def _with_inner_comments(lines: Sequence[Line], end: int, limit: int, indent: int) -> int:
+    """Move *end* behind the comments that close an indented block."""
+    for index in range(end, limit):
+        text = lines[index].text
+        if text.strip() and len(text) - len(text.lstrip()) <= indent:
+            break
+        if text.strip():
+            end = index + 1
+    return end
+
+
+def _chunk(cell: Cell, nodes: list[ast.stmt], lines: Sequence[Line]) -> Chunk:
+    first = next(index for index, line in enumerate(lines) if line.text.strip())
+    last = max(index for index, line in enumerate(lines) if line.text.strip())
+    names = tuple(name for node in nodes for name in _names(node))
+    return Chunk(cell, nodes, list(lines[first : last + 1]), list(lines[:first]), names)
+
+
+def _names(node: ast.stmt) -> Iterable[str]:
+    """What a statement defines: the names under which it can be replaced and exported."""
+    if isinstance(node, Definition):
+        return [node.name]
+    if isinstance(node, ast.Assign):
+        return [leaf.id for target in node.targets for leaf in ast.walk(target)
+                if isinstance(leaf, ast.Name) and isinstance(leaf.ctx, ast.Store)]  # fmt: skip
+    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+        return [node.target.id]
+    return []
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str))  # fmt: skip
+
+
+def _is_placeholder(chunk: Chunk) -> bool:
+    return len(chunk.nodes) == 1 and ast.unparse(chunk.nodes[0]) in ("pass", "...")
+
+
+# ------------------------------------------------------------------ classes
+
+
+def _is_continued(node: ast.stmt) -> bool:
+    return isinstance(node, ast.ClassDef) and any(
+        ast.unparse(decorator).split(".")[-1] == "continued" for decorator in node.decorator_list
+    )
+
+
+def _open_class(chunk: Chunk) -> tuple[ast.ClassDef, list[Line], list[Chunk]]:
+    """A class's statement, the lines down to its colon, and its members."""
+    node = chunk.nodes[0]
+    assert isinstance(node, ast.ClassDef)
+    body = chunk.lines
+    first = _first_line(node.body[0]) - body[0].number
+    if body[first].text[: node.body[0].col_offset].strip():
+        raise chunk.cell.error(f"class {node.name} is continued: give its body lines of its own",
+                               node.body[0].lineno)  # fmt: skip
+    while not body[first - 1].text.strip() or body[first - 1].text.lstrip().startswith("#"):
+        first -= 1
+    return node, body[:first], split(chunk.cell, node.body, body[first:])
+
+
+def continue_class(begun: Chunk, more: Chunk) -> None:
+    """Put the members of *more* into the class *begun*: those that come again in place."""
+    addition, _, members = _open_class(more)
+    _check_header(begun, more, addition)
+    if not begun.members:
+        _, begun.lines, begun.members = _open_class(begun)
+        begun.members[0].gap = begun.members[0].gap or []
+    _check_accessors(members)
+    for key in dict.fromkeys(member.names for member in members):
+        _place(begun.members, [member for member in members if member.names == key], key)
+    kept = [member for member in begun.members if not _is_placeholder(member)]
+    begun.members = kept or begun.members
+
+
+def _check_header(begun: Chunk, more: Chunk, addition: ast.ClassDef) -> None:
+    first = begun.nodes[0]
+    assert isinstance(first, ast.ClassDef)
+    bases = [ast.unparse(base) for base in (*addition.bases, *addition.keywords)]
+    if bases and bases != [ast.unparse(base) for base in (*first.bases, *first.keywords)]:
+        raise more.cell.error(f"class {first.name} cannot be continued with other bases",
+                              addition.lineno)  # fmt: skip
+    if len(addition.decorator_list) > 1:
+        raise more.cell.error(f"decorate class {first.name} where it begins", addition.lineno)
+
+
+def _check_accessors(members: list[Chunk]) -> None:
+    """A setter needs its property in the same cell: elsewhere it could not name it."""
+    known: set[str] = set()
+    for member in members:
+        for node in member.nodes:
+            if isinstance(node, Definition):
+                if node.name not in known and f"{node.name}." in " ".join(
+                    ast.unparse(decorator) for decorator in node.decorator_list
+                ):
+                    raise member.cell.error(
+                        f"property {node.name} must come whole, its getter in this cell too",
+                        node.lineno,
+                    )
+                known.add(node.name)
+
+
+def _place(members: list[Chunk], new: list[Chunk], key: tuple[str, ...]) -> None:
+    """Put *new* where the members *key* stood, or at the end."""
+    old = [index for index, member in enumerate(members) if member.names == key]
+    if not key or key == ("_",) or not old:
+        at = 0 if key == ("__doc__",) else len(members)
+    else:
+        at = old[0]
+        new[0].gap = members[at].gap
+        members[:] = [member for member in members if member.names != key]
+    members[at:at] = new
+
+
+# ------------------------------------------------------------------ the module
+
+
+class Module:
+    """A module that grows cell by cell."""
+
+    def __init__(self, path: str, notebook: str, docstring: tuple[str, str] | None) -> None:
+        self.path = path
+        self.notebook = notebook
+        self._promise = docstring
+        self._docstring: Chunk | None = None
+        self._imports: list[Chunk] = []
+        self._typing: list[Chunk] = []
+        self._body: list[Chunk] = []
+        self._tail: list[Chunk] = []
+
+    def add(self, cell: Cell) -> None:
+        """Take in one exported cell. TangleError for what cannot be in a module."""
+        tree = parse(cell)
+        lines = [Line(text, cell, n) for n, text in enumerate(cell.source.splitlines(), 1)]
+        for chunk in split(cell, tree.body, lines[1:]):
+            self._add(chunk)
+
+    def _add(self, chunk: Chunk) -> None:
+        nodes = chunk.nodes
+        if nodes and all(isinstance(node, ast.Import | ast.ImportFrom) for node in nodes):
+            if not any(_is_books(node) for node in nodes):
+                self._imports.append(chunk)
+        elif nodes and _is_continued(nodes[0]):
+            continue_class(self._begun(chunk), chunk)
+        elif any(_tests(node, "TYPE_CHECKING") for node in nodes):
+            self._typing.append(chunk)
+        elif any(_tests(node, "__name__") for node in nodes):
+            self._tail.append(chunk)
+        elif chunk.names == ("__doc__",) and not (self._body or self._docstring):
+            self._docstring = chunk
+        else:
+            self._check_new(chunk)
+            self._body.append(chunk)
+
+    def _begun(self, more: Chunk) -> Chunk:
+        for chunk in self._body:
+            if chunk.names == more.names and isinstance(chunk.nodes[0], ast.ClassDef):
+                return chunk
+        raise more.cell.error(
+            f"class {more.names[0]} is continued here, but begun in no cell exported to "
+            f"{self.path} before", more.nodes[0].lineno,
+        )  # fmt: skip
+
+    def _check_new(self, chunk: Chunk) -> None:
+        for other in self._body:
+            again = set(chunk.names) & set(other.names) - {"_"}
+            if again and other.cell is not chunk.cell:
+                raise chunk.cell.error(
+                    f"{again.pop()} is exported again; it stands in {other.cell.place()}",
+                    chunk.nodes[0].lineno,
+                )
+
+    def lines(self) -> list[Line]:
+        """The whole module. TangleError for a name in it that nothing defines."""
+        lines = [Line(f"# Tangled from {self.notebook}. Edit the notebook.")]
+        lines += self._docstring_lines()
+        if head := self._head():
+            lines += [BLANK, *head]
+        previous: Chunk | None = None
+        for chunk in [*self._body, *self._tail]:
+            lines += [*_gap(previous, chunk), *chunk.all_lines()]
+            previous = chunk
+        self._check_names(lines)
+        return lines
+
+    def _docstring_lines(self) -> list[Line]:
+        if self._docstring:
+            return self._docstring.lines
+        if self._promise:
+            return [Line(text) for text in docstring_lines(*self._promise)]
+        raise TangleError(
+            f"{self.notebook}: {self.path} has no docstring: "
+            "begin the first cell exported to it with one"
+        )
+
+    def _head(self) -> list[Line]:
+        """Imports, those for type checkers, and `__all__`, in ruff's order."""
+        plain = [line.text for chunk in self._imports for line in chunk.lines]
+        typing = [line.text for chunk in self._typing for line in chunk.lines[1:]]
+        if typing:
+            plain += ["", self._typing[0].lines[0].text, *typing]
+        public = self._public()
+        if public and not any("__all__" in chunk.names for chunk in self._body):
+            plain += ["", *_public_lines(public)]
+        if not plain:
+            return []
+        text = _sorted_by_ruff("\n".join(plain).strip() + "\n", self.path)
+        origins = _import_origins(text, [*self._imports, *self._typing])
+        return [Line(line, *origins.get(number, (None, 0)))
+                for number, line in enumerate(text.splitlines(), 1)]  # fmt: skip
+
+    def _public(self) -> list[str]:
+        names = [name for chunk in self._body for name in chunk.names]
+        if self.path.endswith("__init__.py"):
+            names += [alias.asname or alias.name for chunk in self._imports
+                      for node in chunk.nodes if isinstance(node, ast.ImportFrom)
+                      for alias in node.names if node.module != "__future__"]  # fmt: skip
+        return sorted({name for name in names if not name.startswith("_")})
+
+    def _check_names(self, lines: list[Line]) -> None:
+        source = "".join(f"{line.text}\n" for line in lines)
+        for found in Checker(ast.parse(source), self.path).messages:
+            if isinstance(found, UNDEFINED):
+                line = lines[found.lineno - 1]
+                problem = f"{found.message_args[0]} is not defined at this place of {self.path}"
+                if line.cell is None:
+                    raise TangleError(f"{self.notebook}: {problem}")
+                raise line.cell.error(problem, line.number)
+
+
+def _is_books(node: ast.stmt) -> bool:
+    """Whether it is the import of `continued`, which only notebooks need."""
+    return isinstance(node, ast.ImportFrom) and node.module == "book.continued"
+
+
+def _tests(node: ast.stmt, name: str) -> bool:
+    """Whether it is an `if` that asks for *name*: TYPE_CHECKING or __name__."""
+    return isinstance(node, ast.If) and any(
+        getattr(part, "id", getattr(part, "attr", None)) == name for part in ast.walk(node.test)
+    )
+
+
+def _gap(previous: Chunk | None, chunk: Chunk) -> list[Line]:
+    """The blank lines between two statements of a module."""
+    if previous is None:
+        return [BLANK, BLANK] if chunk.defines else [BLANK]
+    if previous.cell is chunk.cell and chunk.gap is not None:
+        apart = 2 if (chunk.defines or previous.defines) and chunk.gap else len(chunk.gap)
+        return [*chunk.gap, BLANK, BLANK][: max(apart, min(len(chunk.gap), 2))]
+    return [BLANK, BLANK] if chunk.defines or previous.defines else [BLANK]
+
+
+def _public_lines(names: list[str]) -> list[str]:
+    listed = ", ".join(f'"{name}"' for name in names)
+    if len(listed) <= 100 - len("__all__ = []"):
+        return [f"__all__ = [{listed}]"]
+    return ["__all__ = [", *(f'    "{name}",' for name in names), "]"]
+
+
+def _sorted_by_ruff(text: str, path: str) -> str:
+    """Sort imports and `__all__`, and merge imports, as the project's lint wants them."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--fix-only", "--quiet", "--no-cache",
+         "--select", "I001,RUF022", "--config", str(ROOT / "pyproject.toml"),
+         "--stdin-filename", str(ROOT / path), "-"],
+        input=text, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise TangleError(f"{path}: ruff cannot sort its imports: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _import_origins(text: str, chunks: list[Chunk]) -> dict[int, tuple[Cell, int]]:
+    """For the lines of sorted imports: the cells and lines that they come from."""
+    known: dict[tuple[object, ...], tuple[Cell, ast.stmt, ast.alias]] = {}
+    for chunk in chunks:
+        for node in chunk.nodes:
+            for statement, alias, key in _aliases(node):
+                known.setdefault(key, (chunk.cell, statement, alias))
+    origins: dict[int, tuple[Cell, int]] = {}
+    for statement, alias, key in _aliases(ast.parse(text)):
+        cell, source, name = known[key]
+        origins.setdefault(statement.lineno, (cell, source.lineno))
+        origins.setdefault(alias.lineno, (cell, name.lineno))
+        origins.setdefault(statement.end_lineno or 0, (cell, source.end_lineno or 0))
+    return origins
+
+
+def _aliases(tree: ast.AST) -> Iterable[tuple[ast.stmt, ast.alias, tuple[object, ...]]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = (node.module, node.level) if isinstance(node, ast.ImportFrom) else ()
+            for alias in node.names:
+                yield node, alias, (*module, alias.name, alias.asname)
