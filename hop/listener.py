@@ -1,6 +1,8 @@
-"""Listener
+# Tangled from notebooks/01_listener.ipynb. Edit the notebook.
+"""Listener.
 
-From a bind string to a socket that listens, and to nobody else's port."""
+From a bind string to a socket that listens, and to nobody else's port.
+"""
 
 import contextlib
 import errno
@@ -11,6 +13,22 @@ import socket
 import stat
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+__all__ = [
+    "DEFAULT",
+    "FORMS",
+    "LONGEST_UNIX_PATH",
+    "Bind",
+    "FdBind",
+    "ListenConfig",
+    "TcpBind",
+    "UnixBind",
+    "close_listener",
+    "describe",
+    "open_listener",
+    "open_sibling",
+    "parse_bind",
+]
 
 
 class TcpBind(NamedTuple):
@@ -34,6 +52,27 @@ class FdBind(NamedTuple):
 
 Bind = TcpBind | UnixBind | FdBind
 
+
+def _host(bind: str, text: str) -> str:
+    """The host without its brackets; no name is looked up here."""
+    host = text.strip("[]")
+    try:
+        if text.startswith("["):
+            ipaddress.IPv6Address(host)
+        else:
+            host.encode("idna")
+    except ValueError:  # UnicodeError is one
+        raise ValueError(f"bind {bind!r}: {text!r} is no address and no host name") from None
+    return host
+
+
+def _port(bind: str, digits: str) -> int:
+    port = int(digits)
+    if port > 65535:
+        raise ValueError(f"bind {bind!r}: port {port} is above 65535")
+    return port
+
+
 FORMS = "host:port, :port, [ipv6]:port, unix:/path or fd://N"
 LONGEST_UNIX_PATH = 107  # bytes: sun_path holds 108, and the last is a NUL (unix(7))
 
@@ -54,26 +93,6 @@ def parse_bind(bind: str) -> Bind:
     if tcp := re.fullmatch(r"(\[[^\[\]]*\]|[^\[\]:/@\s]*):([0-9]{1,5})", bind):
         return TcpBind(_host(bind, tcp[1]), _port(bind, tcp[2]))
     raise ValueError(f"bind {bind!r}: expected {FORMS}")
-
-
-def _host(bind: str, text: str) -> str:
-    """The host without its brackets; no name is looked up here."""
-    host = text.strip("[]")
-    try:
-        if text.startswith("["):
-            ipaddress.IPv6Address(host)
-        else:
-            host.encode("idna")
-    except ValueError:  # UnicodeError is one
-        raise ValueError(f"bind {bind!r}: {text!r} is no address and no host name") from None
-    return host
-
-
-def _port(bind: str, digits: str) -> int:
-    port = int(digits)
-    if port > 65535:
-        raise ValueError(f"bind {bind!r}: port {port} is above 65535")
-    return port
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +213,14 @@ def _open_unix(path: str, config: ListenConfig) -> socket.socket:
     return sock
 
 
+def close_listener(sock: socket.socket) -> None:
+    """Close; the file of a Unix socket goes too, once no process listens on it any more."""
+    path = sock.getsockname() if sock.family == socket.AF_UNIX else ""
+    sock.close()
+    if path and isinstance(path, str):  # an abstract name (bytes) has no file
+        _remove_stale(path)
+
+
 def _adopt(fd: int, config: ListenConfig) -> socket.socket:
     """The socket that listens under *fd*; if it is refused it stays open, and not ours."""
     with contextlib.ExitStack() as undo:
@@ -225,14 +252,6 @@ def open_listener(bind: str, config: ListenConfig = DEFAULT) -> socket.socket:
     except OSError as error:
         error.filename = bind
         raise
-
-
-def close_listener(sock: socket.socket) -> None:
-    """Close; the file of a Unix socket goes too, once no process listens on it any more."""
-    path = sock.getsockname() if sock.family == socket.AF_UNIX else ""
-    sock.close()
-    if path and isinstance(path, str):  # an abstract name (bytes) has no file
-        _remove_stale(path)
 
 
 def describe(sock: socket.socket) -> str:
