@@ -44,6 +44,17 @@ class Chapter:
         """The exported cells' ids, and the files that they go to, `hop/poller.py`."""
         return {cell.id: cell.target for cell in self.notebook.cells if cell.target}
 
+    @property
+    def sections(self) -> dict[str, str]:
+        """For each cell, by its id, the heading that it stands below."""
+        heading, found = self.title, {}
+        for cell in self.notebook.node.cells:
+            if cell.cell_type == "markdown":
+                headings = re.findall(r"^#{2,3} +(.+)$", cell.source, re.MULTILINE)
+                heading = headings[-1] if headings else heading
+            found[cell.id] = heading.replace("`", "")
+        return found
+
 
 def chapters() -> list[Chapter]:
     """All notebooks, in the order of their names."""
@@ -140,7 +151,7 @@ def starts(found: list[Origin]) -> dict[str, int]:
     return {origin.cell: origin.first for origin in by_length}
 
 
-def code_page(file: str, found: list[Origin], titles: dict[str, str], suffix: str) -> str:
+def code_page(file: str, found: list[Origin], by_name: dict[str, Chapter], suffix: str) -> str:
     """A module's page: its lines, numbered, each run of them with the way back to its cell."""
     text = (ROOT / file).read_text()
     coloured = highlight(text, PythonLexer(stripnl=False), HtmlFormatter(nowrap=True))
@@ -149,14 +160,14 @@ def code_page(file: str, found: list[Origin], titles: dict[str, str], suffix: st
     for number, line in enumerate(coloured.removesuffix("\n").split("\n"), start=1):
         if origin := begins.get(number):
             href = f"../notebooks/{origin.chapter}{suffix}#export-{origin.cell}"
-            title = html.escape(titles.get(origin.chapter, origin.chapter))
+            title = html.escape(by_name[origin.chapter].sections[origin.cell])
             rows.append(f'<a class="origin" href="{href}" title="Read why">{title}</a>')
         rows.append(
             f'<span class="line" id="L{number}"><a class="number" href="#L{number}">'
             f"{number:>4}</a> {line}</span>\n"
         )
     made_from = sorted({origin.chapter for origin in found})
-    links = ", ".join(f"[{titles[name]}](../notebooks/{name}.ipynb)" for name in made_from)
+    links = ", ".join(f"[{by_name[name].title}](../notebooks/{name}.ipynb)" for name in made_from)
     lead = f"Tangled from {links}. The links on the right lead to the cells." if links else ""
     listing = "".join(rows)
     return (
@@ -216,13 +227,13 @@ def stage(source: Path, suffix: str) -> None:
         (source / directory).mkdir(parents=True)
     shutil.copytree(ROOT / "book" / "_static", source / "_static")
     found = chapters()
-    titles = {chapter.name: chapter.title for chapter in found}
+    by_name = {chapter.name: chapter for chapter in found}
     modules = in_reading_order(found)
     traced = source_map()
     for path in modules:
         file = f"hop/{path.name}"
         page = source / "code" / f"{path.stem}.md"
-        page.write_text(code_page(file, traced.get(file, []), titles, suffix))
+        page.write_text(code_page(file, traced.get(file, []), by_name, suffix))
     for chapter in found:
         node = staged(chapter, suffix, {file: starts(runs) for file, runs in traced.items()})
         nbformat.write(node, source / "notebooks" / f"{chapter.name}.ipynb")
