@@ -1,6 +1,7 @@
 """`python -m hop MODULE:APP`: the command line."""
 
 import argparse
+import gc
 import importlib
 import logging
 import os
@@ -143,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
             group.add_argument(
                 *flags, type=kind, default=default, metavar="N",
                 dest=prefix.replace("-", "_") + name,
-                help=text + ("" if default is None else f" (%(default)s)"),
+                help=text + ("" if default is None else " (%(default)s)"),
             )  # fmt: skip
     return parser
 
@@ -174,6 +175,8 @@ def main(argv: list[str] | None = None) -> int:
         **{name: options[name] for name in SERVER},
     )
     sys.setswitchinterval(SWITCH_INTERVAL)
+    gc.collect()
+    gc.freeze()
     try:
         server.serve(*(given.bind or [":1826"]))
     except OSError as error:

@@ -76,10 +76,13 @@ class Transport(Protocol):
     base: dict[str, Any]
     incoming: Any
     backlog: Any
-    loop: Loop
     peer: str | None
     since: float
     state: Any
+
+    @property
+    def loop(self) -> Loop:
+        """The loop that serves it."""
 
     def write(self, data: bytes) -> None:
         """Send, or keep what the kernel refuses."""

@@ -14,9 +14,9 @@ from typing import Any
 from hop.connection import Connection
 from hop.engine import ConnectionState, Engine
 from hop.errors import ClientDisconnected
-from hop.poller import HANGUP, READ, WRITE, Acceptor, Poller
+from hop.poller import READ, WRITE, Acceptor, Poller
 
-__all__ = ["LeaderFollowers", "Monitor", "Timeouts"]
+__all__ = ["Follower", "LeaderFollowers", "Monitor"]
 
 error_log = logging.getLogger("hop.error")
 
@@ -140,7 +140,10 @@ class LeaderFollowers:
                 elif not self._serve(conn, events):
                     self._give_back(conn, me)
                     return not self.stopped.is_set()
-            self._turn()
+            try:
+                self._turn()
+            except Exception:
+                error_log.exception("error in the loop, which goes on")
         return False
 
     def _serve(self, conn: Connection, events: int) -> bool:
@@ -189,6 +192,7 @@ class LeaderFollowers:
             fn(argument)
         if self.engine.draining and not self.connections and not self.acceptors:
             self._stop()
+        if self.stopped.is_set():
             return
         again, self._again = self._again, []
         self._polling = True
@@ -251,7 +255,7 @@ class LeaderFollowers:
         if conn.state == CLOSED:
             self._forget(conn)
             return
-        if conn.state == IDLE and conn.incoming is not None:
+        if conn.state == IDLE and (conn.incoming is not None or self.engine.draining):
             self._again.append(conn)
         self._watch(conn, INTEREST[conn.state])
 
@@ -323,7 +327,10 @@ class LeaderFollowers:
         with self._lock:
             if self._busy >= self.max_threads or self.calls.get(conn) is not call:
                 return False
-            follower = self._reserve()
+            try:
+                follower = self._reserve()
+            except RuntimeError:  # no further thread can be started
+                return False
             if self.calls.pop(conn, None) is None:
                 self._followers.append(follower)
                 return False
@@ -332,10 +339,9 @@ class LeaderFollowers:
 
     def wait_writable(self, conn: Connection) -> None:
         """Block until the client has taken what waits for it, or has stalled for too long."""
-        if not conn.owned:
-            with self._lock:
-                if self.calls.pop(conn, None) is not None:
-                    self._pass_lead(conn)
+        with self._lock:
+            if self.calls.pop(conn, None) is not None:
+                self._pass_lead(conn)
         patience = self.timeouts[FLUSHING]
         waiter = select.poll()
         waiter.register(conn.sock, select.POLLOUT)

@@ -1,6 +1,5 @@
 """Wiring, options, signals, and an end that loses nobody."""
 
-import gc
 import logging
 import os
 import resource
@@ -103,8 +102,6 @@ class Server:
         self._groups = [self._group(listeners, shared) for _ in range(self.pollers)]
         self._monitor = Monitor(self._groups)
         restore = self._catch_signals()
-        gc.collect()
-        gc.freeze()
         try:
             for group in self._groups:
                 group.start()
@@ -244,14 +241,18 @@ class Processes:
         self._server.finished.set()
 
     def _fork(self) -> None:
+        numbers = {signal.SIGTERM, signal.SIGINT}
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
         pid = os.fork()
         if pid:
             self._children[pid] = time.monotonic()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
             return
         status = 1
         try:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in numbers:
                 signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
             self._server.serve_sockets(self._listeners, shared=True)
             status = 0
         except BaseException:

@@ -8,7 +8,7 @@ from typing import Any
 from hop.engine import Application, Engine
 from hop.server import Server
 
-__all__ = ["Served", "serve"]
+__all__ = ["Served", "fixture", "serve"]
 
 
 class Served:
@@ -23,7 +23,10 @@ class Served:
 
 @contextmanager
 def serve(
-    app: Application | Engine, *, bind: str = "127.0.0.1:0", shutdown_timeout: float = 5.0,
+    app: Application | Engine,
+    *,
+    bind: str = "127.0.0.1:0",
+    shutdown_timeout: float = 5.0,
     **options: Any,
 ) -> Iterator[Served]:
     """Serve `app`, or an engine that is set up already, for the length of the block.
@@ -54,3 +57,18 @@ def serve(
     finally:
         server.shutdown()
         thread.join()
+
+
+def fixture(app: Application | Engine, **options: Any) -> Any:
+    """A pytest fixture that serves `app` for the length of a test.
+
+    In conftest.py: `live_server = hop.testing.fixture(app)`.
+    """
+    import pytest
+
+    @pytest.fixture
+    def served() -> Iterator[Served]:
+        with serve(app, **options) as running:
+            yield running
+
+    return served
