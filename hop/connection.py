@@ -1,5 +1,6 @@
 """A socket's bytes in and out: what the kernel refuses waits here, and nothing else does."""
 
+import contextlib
 import os
 import socket
 import struct
@@ -9,13 +10,39 @@ from typing import Any, BinaryIO, Protocol
 from hop.errors import ClientDisconnected
 from hop.poller import READ
 
-__all__ = ["Backlog", "Connection", "FilePart", "Loop"]
+__all__ = ["Backlog", "BytesPart", "Connection", "FilePart", "Loop"]
+
+BUDGET = 1 << 20  # bytes that one connection may send before the others have their turn
+SMALL = 1 << 12  # bytes: a piece below it is cheaper to copy than to keep apart
+
+
+class BytesPart:
+    """Bytes that wait to be sent. What is unsent is a view of what came: nothing is copied."""
+
+    __slots__ = ("view",)
+
+    def __init__(self, data: bytes | bytearray | memoryview) -> None:
+        self.view = memoryview(data)
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def send(self, sock: socket.socket) -> int:
+        """Send what the kernel takes, BUDGET bytes at most; the number of bytes."""
+        sent = sock.send(self.view[:BUDGET])
+        self.view = self.view[sent:]
+        return sent
+
+    def close(self) -> None:
+        """Forget the bytes."""
+        self.view = self.view[:0]
 
 
 class FilePart:
     """`count` bytes of a file from `offset`, to be sent without passing through Python.
 
     Holds a descriptor of its own, so that whoever opened the file may close theirs at once.
+    OSError when there is none left.
     """
 
     __slots__ = ("count", "fd", "offset")
@@ -29,9 +56,13 @@ class FilePart:
         return self.count
 
     def send(self, sock: socket.socket) -> int:
-        """Send what the kernel takes; the number of bytes. A file cut short counts as a failure."""
-        sent = os.sendfile(sock.fileno(), self.fd, self.offset, self.count)
-        if sent == 0:
+        """Send what the kernel takes, BUDGET bytes at most; the number of bytes.
+
+        A file that ends too early is a ClientDisconnected: the answer cannot be finished.
+        """
+        count = min(self.count, BUDGET)
+        sent = os.sendfile(sock.fileno(), self.fd, self.offset, count)
+        if not sent:
             raise ClientDisconnected("the file became shorter while it was being sent")
         self.offset += sent
         self.count -= sent
@@ -45,67 +76,69 @@ class FilePart:
 
 
 class Backlog:
-    """Output that the kernel refused so far: pieces in order, and their size in bytes."""
+    """Output that the kernel refused so far: parts in order, and their `size` in bytes."""
 
-    __slots__ = ("parts", "size")
+    __slots__ = ("parts", "size", "small")
 
     def __init__(self) -> None:
-        self.parts: deque[memoryview | FilePart] = deque()
+        self.parts: deque[BytesPart | FilePart] = deque()
+        self.small = bytearray()
         self.size = 0
 
-    def append(self, part: memoryview | FilePart) -> None:
-        """Put a piece at the end."""
-        self.parts.append(part)
+    def append(self, data: bytes | memoryview) -> None:
+        """Put bytes at the end. Small pieces are gathered, and leave in one send."""
+        self.size += len(data)
+        if len(data) < SMALL:
+            self.small += data
+        else:
+            self._gather()
+            self.parts.append(BytesPart(data))
+
+    def append_file(self, part: FilePart) -> None:
+        """Put part of a file at the end."""
         self.size += len(part)
+        self._gather()
+        self.parts.append(part)
+
+    def _gather(self) -> None:
+        """Make one part of the small pieces."""
+        if self.small:
+            self.parts.append(BytesPart(self.small))
+            self.small = bytearray()
 
     def send(self, sock: socket.socket) -> None:
-        """Send pieces until all are gone or the kernel refuses (`BlockingIOError`)."""
-        parts = self.parts
-        while parts:
-            part = parts[0]
-            if isinstance(part, FilePart):
-                self.size -= part.send(sock)
-                if not part.count:
-                    parts.popleft()
-                    part.close()
-            else:
-                sent = sock.send(part)
-                self.size -= sent
-                parts.popleft()
-                if sent < len(part):
-                    parts.appendleft(part[sent:])
+        """Send until nothing is left, BUDGET is spent, or the kernel refuses (BlockingIOError)."""
+        self._gather()
+        enough = self.size - BUDGET
+        while self.parts and self.size > enough:
+            part = self.parts[0]
+            self.size -= part.send(sock)
+            if not part:
+                self.parts.popleft().close()
 
     def close(self) -> None:
         """Forget everything that is left."""
-        for part in self.parts:
-            if isinstance(part, FilePart):
-                part.close()
-        self.parts.clear()
+        while self.parts:
+            self.parts.popleft().close()
+        self.small = bytearray()
         self.size = 0
 
 
 class Loop(Protocol):
-    """What a connection needs of the loop that serves it."""
+    """What a connection needs of the loop that serves it; the engine asks more of it."""
 
     now: float
     buffer_size: int
 
-    def begin(self, conn: "Connection", call: object) -> None:
-        """Application code starts to run for `conn`."""
-
-    def end(self, conn: "Connection") -> None:
-        """Application code has returned."""
-
-    def wait_writable(self, conn: "Connection") -> None:
-        """Block the calling thread until the socket takes bytes; the lead passes on."""
-
 
 class Connection:
-    """One accepted socket.
+    """One accepted, non-blocking socket.
 
-    `base` is the part of environ that all connections of its listener share, `since` the loop's
-    clock when the state last made progress, `incoming` a request that has not arrived whole,
-    `backlog` the output that the kernel refused. While it is idle the last two are None.
+    `base` is the part of environ that all connections of its listener share, `state` belongs to
+    the engine, `since` is the loop's clock when that last made progress, `incoming` a request
+    that has not arrived whole, `backlog` the output that the kernel refused: None, or not empty.
+    `interest` is what the poller watches for, and `owned` says that a thread other than the
+    leader has the connection. While it is idle, `incoming` and `backlog` are None.
     """
 
     __slots__ = (
@@ -125,7 +158,7 @@ class Connection:
         self, sock: socket.socket, loop: Loop, base: dict[str, Any], state: Any = None
     ) -> None:
         self.sock = sock
-        self.loop = loop
+        self.loop: Any = loop
         self.base = base
         self.state = state
         self.since = loop.now
@@ -139,48 +172,58 @@ class Connection:
         """One read: bytes, `b""` when the client is gone, None when nothing was there."""
         try:
             return self.sock.recv(self.loop.buffer_size)
-        except (BlockingIOError, InterruptedError):
+        except BlockingIOError:
             return None
         except OSError:
             return b""
 
     def write(self, data: bytes) -> None:
         """Send now what the kernel takes and keep the rest. Raises ClientDisconnected."""
-        backlog = self.backlog
-        if backlog is not None:
-            backlog.append(memoryview(data))
+        if self.backlog is not None:
+            self.backlog.append(data)
             return
+        size = len(data)
         try:
-            sent = self.sock.send(data)
-        except (BlockingIOError, InterruptedError):
+            sent = self.sock.send(data if size <= BUDGET else memoryview(data)[:BUDGET])
+        except BlockingIOError:
             sent = 0
         except OSError as error:
             raise ClientDisconnected(str(error)) from None
-        if sent < len(data):
-            self.backlog = backlog = Backlog()
-            backlog.append(memoryview(data)[sent:])
+        if sent < size:
+            self.backlog = Backlog()
+            self.backlog.append(memoryview(data)[sent:])
 
     def send_file(self, file: BinaryIO, offset: int, count: int) -> None:
-        """Send part of a file with sendfile(2) as the socket takes it. Raises ClientDisconnected."""
-        if self.backlog is None:
-            self.backlog = Backlog()
-        self.backlog.append(FilePart(file, offset, count))
-        self.flush()
+        """Send part of a plain file with sendfile(2) as the socket takes it.
+
+        Raises ClientDisconnected, and OSError when no descriptor is left.
+        """
+        if count:
+            part = FilePart(file, offset, count)
+            if self.backlog is None:
+                self.backlog = Backlog()
+            self.backlog.append_file(part)
+            self.flush()
 
     def flush(self) -> bool:
-        """Send what waits; True when nothing is left. Raises ClientDisconnected."""
+        """Send what waits, BUDGET bytes at most; True when nothing is left.
+
+        Raises ClientDisconnected.
+        """
         backlog = self.backlog
         if backlog is None:
             return True
         before = backlog.size
         try:
             backlog.send(self.sock)
-        except (BlockingIOError, InterruptedError):
-            if backlog.size != before:
-                self.since = self.loop.now
-            return False
+        except BlockingIOError:
+            pass
         except OSError as error:
             raise ClientDisconnected(str(error)) from None
+        if backlog.size < before:
+            self.since = self.loop.now
+        if backlog.size:
+            return False
         self.backlog = None
         return True
 
@@ -189,12 +232,17 @@ class Connection:
         return 0 if self.backlog is None else self.backlog.size
 
     def peer_name(self) -> tuple[str, int] | str:
-        """The address of the other end: `(host, port)`, or a unix socket's path."""
+        """The address of the other end: `(host, port)`, or a unix socket's path.
+
+        An IPv4 client of an IPv6 listener has its IPv4 address (RFC 4291, section 2.5.5.2).
+        """
         try:
             name = self.sock.getpeername()
         except OSError:
             return ""
-        return name[:2] if isinstance(name, tuple) else str(name)
+        if not isinstance(name, tuple):
+            return str(name)
+        return name[0].removeprefix("::ffff:"), name[1]
 
     def peer_address(self) -> str:
         """The client's host, as REMOTE_ADDR has it; asked for once. Empty for a unix socket."""
@@ -204,34 +252,31 @@ class Connection:
         return self.peer
 
     def gone(self) -> bool:
-        """Whether the client has closed its end or reset the connection."""
+        """Whether the client has closed its end or reset the connection.
+
+        Unread input hides the end of input: then the answer is False.
+        """
         try:
             return self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-        except (BlockingIOError, InterruptedError):
+        except BlockingIOError:
             return False
         except OSError:
             return True
 
-    def cut(self) -> None:
-        """End both directions at once; the owner notices at its next read or write."""
-        try:
-            self.sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
-
-    def reset(self) -> None:
-        """Make the later close a reset, so that the client can tell a cut answer from a whole one."""
-        try:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        except OSError:
-            pass
-
     def hang_up(self) -> None:
         """Say that nothing more will be sent; what the client still sends can be read."""
-        try:
+        with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
+
+    def cut(self) -> None:
+        """End both directions at once; from any thread. The owner notices at its next call."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+
+    def reset(self) -> None:
+        """Make the later close a reset: so the client can tell a cut answer from a whole one."""
+        with contextlib.suppress(OSError):
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def close(self) -> None:
         """Close the socket and forget what was not sent. Only the owner may do this."""
