@@ -273,14 +273,14 @@ def _check_partial(data: bytes | bytearray, start: int, limits: Limits, searched
     """Refuse a head that is not complete but already wrong, looking only at what is new."""
     if data.startswith(b"\r\n", start):
         start += 2
-    if _garbage(data, max(start, searched - 1)):
-        raise _bad("control character in the head")
     size = len(data) - start
     line_end = data.find(b"\n", start, start + limits.line + 2)
     if line_end < 0 and size > limits.line + 1:
         raise _bad("request line too long", HTTPStatus.REQUEST_URI_TOO_LONG)
     if size > limits.head:
         raise _bad("header fields too large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+    if _garbage(data, max(start, searched - 1)):
+        raise _bad("control character in the head")
     if line_end >= max(start, searched):
         _unusual_request_line(data[start : line_end - 1].decode("latin-1"))
 
