@@ -17,7 +17,6 @@ WOVEN := build/book/html/index.html
 BOOK_SOURCES := $(NOTEBOOKS) $(shell find book -type f -not -path '*/__pycache__/*' 2>/dev/null) \
     $(wildcard hop/*.py)
 
-export PYTHONDONTWRITEBYTECODE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 .PHONY: help install system serve notebooks book test bench format clean \

@@ -4,6 +4,13 @@
 set -euo pipefail
 venv=$1
 
+# Two `make` at once: the second waits, and then finds everything done.
+mkdir -p build
+if command -v flock >/dev/null; then
+    exec 9>build/.setup.lock
+    flock 9
+fi
+
 modern='import sys, venv; sys.exit(sys.version_info < (3, 11))'
 python=
 for candidate in "${PYTHON:-python3}" python3 python3.13 python3.12 python3.11; do
