@@ -6,7 +6,7 @@ import enum
 import gc
 import inspect
 import sys
-from types import CellType
+from types import CellType, MemberDescriptorType
 from typing import Any, TypeVar
 
 C = TypeVar("C", bound=type)
@@ -49,6 +49,9 @@ def _refusal(earlier: type, cls: type) -> str | None:
         return "another metaclass: name it where it begins"
     if "__slots__" in members:
         return "__slots__: its instances have their layout already"
+    for name in members:
+        if name in vars(earlier) and isinstance(vars(earlier)[name], MemberDescriptorType):
+            return f"the attribute {name}: it is a slot of the instances"
     if dataclasses.is_dataclass(earlier):
         if annotations:
             return f"the field {next(iter(annotations))}: its __init__ is made already"

@@ -20,7 +20,7 @@ _DEFAULT = re.compile(r"^#\|\s*default_exp\s+([\w.]+)\s*$", re.MULTILINE)
 _FENCED = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^#{1,6}\s+(.+?)[\s#]*$", re.MULTILINE)
 _MACHINE = re.compile(
-    rf"{re.escape(str(ROOT))}|{re.escape(str(Path.home()))}/|/home/|/Users/"
+    rf"{re.escape(str(ROOT))}/|{re.escape(str(Path.home()))}/|/home/|/Users/"
     r"|/tmp/ipykernel|site-packages"
 )
 _LIBRARY = re.compile(r"(?:~|/)[^\s:'\"]*/lib/python3[.\d]*/(?:site-packages/)?")
@@ -40,6 +40,11 @@ class Cell:
     source: str
     target: str | None
     explained: bool  # prose stands between this cell and the exported one before it
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines of its source, as Python counts them."""
+        return self.source.split("\n")
 
     def place(self, line: int = 0) -> str:
         """Where this is, for people: notebook, cell and (from 1) line."""
@@ -92,11 +97,10 @@ class Notebook:
 
     def _target(self, source: str, number: int, identity: str) -> str | None:
         here = Cell(self.name, number, identity, source, None, False)
-        lines = source.splitlines()
-        for line, text in enumerate(lines[1:], 2):
+        for line, text in enumerate(here.lines[1:], 2):
             if _EXPORT.match(text):
                 raise here.error("`#| export` must be the first line of its cell", line)
-        if not (found := _EXPORT.match(lines[0])):
+        if not (found := _EXPORT.match(here.lines[0])):
             return None
         target = found[1] or self.default
         if target is None:
@@ -235,7 +239,7 @@ def _rules(cell: Cell) -> list[tuple[str, int]]:
     if cell.target is None:
         return []
     broken = []
-    lines = len(cell.source.splitlines()) - 1
+    lines = len(cell.lines) - 1
     if lines > LONGEST_CELL:
         broken.append((f"exports {lines} lines; {LONGEST_CELL} are the most", LONGEST_CELL + 2))
     if not cell.explained:

@@ -5,10 +5,12 @@ and ends, and what it defines; the text is always the one that stands in the not
 """
 
 import ast
+import re
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from pyflakes import messages
 from pyflakes.checker import Checker
@@ -16,6 +18,7 @@ from pyflakes.checker import Checker
 from book.notebook import ROOT, Cell, TangleError, docstring_lines
 
 UNDEFINED = messages.UndefinedName | messages.UndefinedLocal | messages.UndefinedExport
+_MAGIC = re.compile(r"^[%!?]|= *[%!]|\?$")
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
@@ -29,6 +32,8 @@ class Line:
 
 
 BLANK = Line("")
+# Nothing comes again under no name, nor under the name of `@method.register def _`.
+UNNAMED: set[tuple[str, ...]] = {(), ("_",)}
 
 
 @dataclass(slots=True)
@@ -54,10 +59,26 @@ class Chunk:
     def all_lines(self) -> list[Line]:
         """Its lines, and those of the members it was continued with."""
         lines = list(self.lines)
+        previous: Chunk | None = None
         for member in self.members:
-            gap = member.gap if member.gap is not None else [BLANK]
-            lines += [*gap, *member.all_lines()]
+            lines += [*_gap(previous, member, 1), *member.lines]
+            previous = member
         return lines
+
+
+def _gap(previous: Chunk | None, chunk: Chunk, apart: int) -> list[Line]:
+    """The blank lines above *chunk*: those of its cell, or *apart* where two cells meet.
+
+    Classes and functions of a module stand two lines apart even where a cell has fewer.
+    """
+    if previous is None and apart == 1:
+        return chunk.gap or []
+    defines = chunk.defines or (previous is not None and previous.defines)
+    strangers = previous is None or previous.cell is not chunk.cell
+    if chunk.gap is None or (strangers and (defines or apart == 2)):
+        return [BLANK] * (apart if defines else 1)
+    count = apart if chunk.gap and defines else min(len(chunk.gap), apart)
+    return [*chunk.gap, BLANK][:count]
 
 
 # ------------------------------------------------------------------ from a cell to chunks
@@ -68,15 +89,14 @@ def parse(cell: Cell) -> ast.Module:
     try:
         return ast.parse(cell.source)
     except SyntaxError as error:
-        line = error.lineno or 1
-        text = (cell.source.splitlines() or [""])[min(line, len(cell.source.splitlines())) - 1]
-        if text.lstrip().startswith(("%", "!", "?")) or text.rstrip().endswith("?"):
-            raise cell.error(f"a magic cannot be exported: {text.strip()}", line) from None
-        raise cell.error(f"{error.msg}: {text.strip()}", line) from None
+        line = min(error.lineno or 1, len(cell.lines))
+        text = cell.lines[line - 1].strip()
+        problem = "a magic cannot be exported" if _MAGIC.search(text) else error.msg
+        raise cell.error(f"{problem}: {text}", line) from None
 
 
 def split(cell: Cell, body: list[ast.stmt], lines: Sequence[Line]) -> list[Chunk]:
-    """Split *lines*, which hold the statements of *body* and nothing else, into chunks."""
+    """Split *lines*, which hold the statements of *body* and comments, into chunks."""
     chunks: list[Chunk] = []
     offset = lines[0].number if lines else 1
     indent = body[0].col_offset if body else 0
@@ -92,8 +112,6 @@ def split(cell: Cell, body: list[ast.stmt], lines: Sequence[Line]) -> list[Chunk
         chunks.append(_chunk(cell, [], lines[cursor:]))
     if body and _is_text(body[0]):
         chunks[0].names = ("__doc__",)
-    if chunks:
-        chunks[0].gap = None
     return chunks
 
 
@@ -180,12 +198,10 @@ def continue_class(begun: Chunk, more: Chunk) -> None:
     _check_header(begun, more, addition)
     if not begun.members:
         _, begun.lines, begun.members = _open_class(begun)
-        begun.members[0].gap = begun.members[0].gap or []
     _check_accessors(members)
-    for key in dict.fromkeys(member.names for member in members):
-        _place(begun.members, [member for member in members if member.names == key], key)
-    kept = [member for member in begun.members if not _is_placeholder(member)]
-    begun.members = kept or begun.members
+    members[0].gap = None
+    merged = _merge(begun.members, members)
+    begun.members = [m for m in merged if not _is_placeholder(m)] or merged[:1]
 
 
 def _check_header(begun: Chunk, more: Chunk, addition: ast.ClassDef) -> None:
@@ -215,27 +231,42 @@ def _check_accessors(members: list[Chunk]) -> None:
                 known.add(node.name)
 
 
-def _place(members: list[Chunk], new: list[Chunk], key: tuple[str, ...]) -> None:
-    """Put *new* where the members *key* stood, or at the end."""
-    old = [index for index, member in enumerate(members) if member.names == key]
-    if not key or key == ("_",) or not old:
-        at = 0 if key == ("__doc__",) else len(members)
-    else:
-        at = old[0]
-        new[0].gap = members[at].gap
-        members[:] = [member for member in members if member.names != key]
-    members[at:at] = new
+def _merge(old: list[Chunk], new: list[Chunk]) -> list[Chunk]:
+    """The members *old*, then *new*; but those that come again stand where they stood.
+
+    All that is new under a name takes the place of all that was old under it, as it does in
+    a class's namespace: a property's setters, a function's overloads.
+    """
+    again = {member.names for member in old} & {member.names for member in new} - UNNAMED
+    merged: list[Chunk] = []
+    for member in old:
+        if member.names not in again:
+            merged.append(member)
+        elif member.names not in {other.names for other in merged}:
+            successors = [other for other in new if other.names == member.names]
+            successors[0].gap = member.gap
+            merged += successors
+    added = [member for member in new if member.names not in again]
+    docstring = [member for member in added if member.names == ("__doc__",)]
+    return [*docstring, *merged, *(member for member in added if member not in docstring)]
 
 
 # ------------------------------------------------------------------ the module
 
 
 class Module:
-    """A module that grows cell by cell."""
+    """A module that grows cell by cell; *elsewhere* are the classes of other modules."""
 
-    def __init__(self, path: str, notebook: str, docstring: tuple[str, str] | None) -> None:
+    def __init__(
+        self,
+        path: str,
+        notebook: str,
+        docstring: tuple[str, str] | None,
+        elsewhere: Mapping[str, Cell],
+    ) -> None:
         self.path = path
         self.notebook = notebook
+        self._elsewhere = elsewhere
         self._promise = docstring
         self._docstring: Chunk | None = None
         self._imports: list[Chunk] = []
@@ -246,7 +277,7 @@ class Module:
     def add(self, cell: Cell) -> None:
         """Take in one exported cell. TangleError for what cannot be in a module."""
         tree = parse(cell)
-        lines = [Line(text, cell, n) for n, text in enumerate(cell.source.splitlines(), 1)]
+        lines = [Line(text, cell, n) for n, text in enumerate(cell.lines, 1)]
         for chunk in split(cell, tree.body, lines[1:]):
             self._add(chunk)
 
@@ -257,7 +288,7 @@ class Module:
                 self._imports.append(chunk)
         elif nodes and _is_continued(nodes[0]):
             continue_class(self._begun(chunk), chunk)
-        elif any(_tests(node, "TYPE_CHECKING") for node in nodes):
+        elif any(_tests(node, "TYPE_CHECKING") and not node.orelse for node in nodes):
             self._typing.append(chunk)
         elif any(_tests(node, "__name__") for node in nodes):
             self._tail.append(chunk)
@@ -271,19 +302,18 @@ class Module:
         for chunk in self._body:
             if chunk.names == more.names and isinstance(chunk.nodes[0], ast.ClassDef):
                 return chunk
-        raise more.cell.error(
-            f"class {more.names[0]} is continued here, but begun in no cell exported to "
-            f"{self.path} before", more.nodes[0].lineno,
-        )  # fmt: skip
+        name = more.names[0]
+        owner = self._elsewhere.get(name)
+        reason = f"belongs to {owner.place()}" if owner else "was exported by no cell before"
+        raise more.cell.error(f"class {name} is continued here, but {reason}", more.nodes[0].lineno)
 
     def _check_new(self, chunk: Chunk) -> None:
         for other in self._body:
-            again = set(chunk.names) & set(other.names) - {"_"}
+            again = sorted(set(chunk.names) & set(other.names) - {"_"})
             if again and other.cell is not chunk.cell:
-                raise chunk.cell.error(
-                    f"{again.pop()} is exported again; it stands in {other.cell.place()}",
-                    chunk.nodes[0].lineno,
-                )
+                how = "; @continued adds to a class" if chunk.defines else ""
+                problem = f"{again[0]} is exported again, after {other.cell.place()}{how}"
+                raise chunk.cell.error(problem, chunk.nodes[0].lineno)
 
     def lines(self) -> list[Line]:
         """The whole module. TangleError for a name in it that nothing defines."""
@@ -293,7 +323,7 @@ class Module:
             lines += [BLANK, *head]
         previous: Chunk | None = None
         for chunk in [*self._body, *self._tail]:
-            lines += [*_gap(previous, chunk), *chunk.all_lines()]
+            lines += [*_gap(previous, chunk, 2), *chunk.all_lines()]
             previous = chunk
         self._check_names(lines)
         return lines
@@ -311,9 +341,10 @@ class Module:
     def _head(self) -> list[Line]:
         """Imports, those for type checkers, and `__all__`, in ruff's order."""
         plain = [line.text for chunk in self._imports for line in chunk.lines]
-        typing = [line.text for chunk in self._typing for line in chunk.lines[1:]]
-        if typing:
-            plain += ["", self._typing[0].lines[0].text, *typing]
+        for chunk in self._typing:
+            texts = [line.text for line in chunk.lines]
+            header = chunk.nodes[0].lineno - chunk.lines[0].number + 1
+            plain += ["", *texts] if chunk is self._typing[0] else texts[header:]
         public = self._public()
         if public and not any("__all__" in chunk.names for chunk in self._body):
             plain += ["", *_public_lines(public)]
@@ -337,10 +368,17 @@ class Module:
         for found in Checker(ast.parse(source), self.path).messages:
             if isinstance(found, UNDEFINED):
                 line = lines[found.lineno - 1]
-                problem = f"{found.message_args[0]} is not defined at this place of {self.path}"
+                problem = self._undefined(str(found.message_args[0]))
                 if line.cell is None:
                     raise TangleError(f"{self.notebook}: {problem}")
                 raise line.cell.error(problem, line.number)
+
+    def _undefined(self, name: str) -> str:
+        for chunk in self._body:
+            if name in chunk.names:
+                return (f"{name} is not defined yet at this place of {self.path}: a class stands "
+                        f"where it begins, above {chunk.cell.place()}")  # fmt: skip
+        return f"{name} is not defined in {self.path}: no exported cell defines or imports it"
 
 
 def _is_books(node: ast.stmt) -> bool:
@@ -348,21 +386,11 @@ def _is_books(node: ast.stmt) -> bool:
     return isinstance(node, ast.ImportFrom) and node.module == "book.continued"
 
 
-def _tests(node: ast.stmt, name: str) -> bool:
+def _tests(node: ast.stmt, name: str) -> TypeGuard[ast.If]:
     """Whether it is an `if` that asks for *name*: TYPE_CHECKING or __name__."""
     return isinstance(node, ast.If) and any(
         getattr(part, "id", getattr(part, "attr", None)) == name for part in ast.walk(node.test)
     )
-
-
-def _gap(previous: Chunk | None, chunk: Chunk) -> list[Line]:
-    """The blank lines between two statements of a module."""
-    if previous is None:
-        return [BLANK, BLANK] if chunk.defines else [BLANK]
-    if previous.cell is chunk.cell and chunk.gap is not None:
-        apart = 2 if (chunk.defines or previous.defines) and chunk.gap else len(chunk.gap)
-        return [*chunk.gap, BLANK, BLANK][: max(apart, min(len(chunk.gap), 2))]
-    return [BLANK, BLANK] if chunk.defines or previous.defines else [BLANK]
 
 
 def _public_lines(names: list[str]) -> list[str]:

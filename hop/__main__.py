@@ -91,7 +91,8 @@ _seconds, _bytes = _limit(float), _limit(int)
 
 ENGINE = {
     "request_timeout": (_seconds, None, "a handler may run this long; then its client is cut off"),
-    "max_drain_size": (int, 256 << 10, "what a refused client may still send"),
+    "max_drain_size": (_bytes, 256 << 10, "what a refused client may still send"),
+    "max_pipelined": (_count, 16, "requests of one client answered before it is others' turn"),
 }
 SERVER = {
     "pollers": (_count, 1, "event loops in a process; more than one only for free-threaded Python"),

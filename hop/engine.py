@@ -52,8 +52,6 @@ TRANSITIONS: dict[ConnectionState, dict[str, ConnectionState]] = {
 for _state in (IDLE, HEAD, BODY, PAUSED, CALL):
     TRANSITIONS[_state]["refused"] = REFUSING
 
-PIPELINED = 16  # requests of one connection answered before the others have their turn
-
 
 class Loop(Protocol):
     """What the engine needs of the loop that a connection belongs to."""
@@ -166,7 +164,8 @@ class Engine:
     The loop calls `received`, `flushed`, `resume` and `expired`; the engine answers by writing to
     the connection and by its new state, never by touching a socket. `request_timeout` (seconds,
     None: no limit) bounds a handler, `max_drain_size` (bytes) what is read and thrown away
-    behind a refused request.
+    behind a refused request, `max_pipelined` how many requests of one connection are answered
+    before the others have their turn.
     """
 
     def __init__(
@@ -177,12 +176,14 @@ class Engine:
         storage: Storage | None = None,
         request_timeout: float | None = None,
         max_drain_size: int = 256 << 10,
+        max_pipelined: int = 16,
     ) -> None:
         self.app = app
         self.limits = limits or Limits()
         self.storage = storage or Storage()
         self.request_timeout = request_timeout
         self.max_drain_size = max_drain_size
+        self.max_pipelined = max_pipelined
         self.draining = False
         self.date = DateField()
         self._access = access_log.isEnabledFor(logging.INFO)
@@ -242,7 +243,7 @@ class Engine:
     def _requests(self, conn: Transport, data: bytes) -> None:
         """Answer the whole requests in `data` and keep what is left."""
         position, size = 0, len(data)
-        for _ in range(PIPELINED):
+        for _ in range(self.max_pipelined):
             try:
                 head = parse_head(data, position, self.limits)
             except ProtocolError as error:
