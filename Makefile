@@ -13,7 +13,7 @@ ADDR ?= :1826
 STAGE = bash tests/stage.sh
 
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
-WOVEN := build/book/html/index.html
+WOVEN := build/book/.woven
 BOOK_SOURCES := $(NOTEBOOKS) $(shell find book -type f -not -path '*/__pycache__/*' 2>/dev/null) \
     $(wildcard hop/*.py)
 
@@ -39,7 +39,7 @@ system:  ## Install the programs that the tests use (needs root or sudo, and apt
 # ---------------------------------------------------------------- using it
 
 serve: $(READY)  ## Serve the example and the book with hop (ADDR=:1826)
-	@$(MAKE) --no-print-directory $(WOVEN) || echo "make: the book could not be woven; serving without it" >&2
+	@$(MAKE) --no-print-directory $(WOVEN) || echo "make: serving all the same; the book has a fault" >&2
 	$(PY) -m examples -type hop -addr $(ADDR)
 
 notebooks: $(READY)  ## Open the notebooks in Jupyter
@@ -50,6 +50,7 @@ book: $(WOVEN)  ## Weave the book: build/book/html and build/book/epub
 
 $(WOVEN): $(READY) $(BOOK_SOURCES)
 	$(PY) -m book.weave
+	@touch $@
 
 bench: $(READY)  ## Run the benchmarks and compare them with their targets
 	$(PY) -m examples.benchmark --check

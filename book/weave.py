@@ -249,7 +249,8 @@ def stage(source: Path, suffix: str) -> None:
 def weave(builder: str) -> int:
     """Write `build/book/html` or `build/book/epub`; return Sphinx's exit status.
 
-    A warning is an error; all of them are shown before it ends.
+    A warning is an error; all of them are shown before it ends, and a book that has warnings
+    can be looked at all the same.
     """
     source = OUT / "source" / builder
     stage(source, SUFFIX[builder])
@@ -258,13 +259,11 @@ def weave(builder: str) -> int:
     command = [sys.executable, "-m", "sphinx", "-b", builder, "-c", str(ROOT / "book")]
     options = ["-W", "--keep-going", "-q", "-E", "-d", str(OUT / "doctrees" / builder)]
     status = subprocess.run([*command, *options, str(source), str(new)], check=False).returncode
-    if status:
-        return status
     if builder == "html":
         shutil.copytree(ROOT / "notebooks", new / "_notebooks", ignore=only_notebooks)
     shutil.rmtree(old, ignore_errors=True)
     new.rename(old)
-    return 0
+    return status
 
 
 def only_notebooks(directory: str, names: list[str]) -> list[str]:
