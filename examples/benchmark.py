@@ -14,6 +14,7 @@ processor each where there are two.
 
 import argparse
 import dataclasses
+import importlib
 import json
 import math
 import os
@@ -132,9 +133,7 @@ def run_idle(options: argparse.Namespace) -> list[Any]:
 
 def run_parser(options: argparse.Namespace) -> list[Any]:
     """The rows of examples/bench_parser.py."""
-    from examples import bench_parser
-
-    return list(bench_parser.run())
+    return list(importlib.import_module("examples.bench_parser").run())
 
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Any]]] = {

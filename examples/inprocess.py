@@ -135,7 +135,7 @@ def without_kernel(
     from hop.engine import ConnectionState, Engine
 
     sock: Any = FakeSocket(make)
-    conn = Connection(
+    conn: Any = Connection(
         sock, FakeLoop(), base_environ("localhost", "1826", sys.stderr), ConnectionState.IDLE
     )
     engine = Engine(application)

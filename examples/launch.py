@@ -6,6 +6,9 @@ default would cut the run short (waitress takes 100 connections, gunicorn keeps 
 2 seconds), it is raised.
 """
 
+# mypy: disable-error-code="import-not-found, import-untyped"
+# The other servers need not be installed where types are checked.
+
 import argparse
 import importlib
 import os
@@ -65,7 +68,7 @@ def waitress(options: Options) -> None:
 def gunicorn(options: Options) -> None:
     from gunicorn.app.base import BaseApplication
 
-    class Application(BaseApplication):  # type: ignore[misc]  # gunicorn is untyped
+    class Application(BaseApplication):  # type: ignore[misc]
         def load_config(self) -> None:
             settings = {
                 "bind": f"{HOST}:{options.port}", "worker_class": "gthread",
