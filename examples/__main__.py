@@ -2,9 +2,9 @@
 
 import argparse
 import contextlib
-import logging
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 from examples.app import application
@@ -47,7 +47,7 @@ def serve_std(address: str, nodelay: bool) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     with StdServer(application, address, nodelay) as server:
-        print(f"std listens on port {server.server_port}", file=sys.stderr)
+        print(f"std listens on {address}", file=sys.stderr)
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
 
@@ -56,8 +56,14 @@ def serve_hop(address: str) -> None:
     """Serve until SIGINT or SIGTERM, then finish what is in flight."""
     from hop import Engine, Server
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    Server(Engine(application)).serve(address)
+    server = Server(Engine(application))
+
+    def announce() -> None:
+        server.started.wait()
+        print(f"hop listens on {', '.join(server.addresses)}", file=sys.stderr)
+
+    threading.Thread(target=announce, daemon=True).start()
+    server.serve(address)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
