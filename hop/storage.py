@@ -65,10 +65,12 @@ class StoredBody:
 
     def write(self, data: bytes) -> bool:
         """Keep `data`; False, and nothing kept, when there is no room at the moment."""
-        storage, size = self._storage, len(data)
-        if self._place == "memory" and not self._fits(size) and not self._move():
-            return False
-        if self._place == "disk" and not storage.take("disk", size):
+        size = len(data)
+        if self._place == "memory":
+            fits = self.size + size <= self._storage.body_memory
+            if not (fits and self._storage.take("memory", size)) and not self._move(size):
+                return False
+        elif not self._storage.take("disk", size):
             return False
         self._file.write(data)
         self.size += size
@@ -85,17 +87,13 @@ class StoredBody:
         self._storage.give(self._place, self.size)
         self.size = 0
 
-    def _fits(self, size: int) -> bool:
-        if self.size + size > self._storage.body_memory:
+    def _move(self, more: int) -> bool:
+        """Move what is in memory to a file, if the disk has room for it and for `more` bytes."""
+        if not self._storage.take("disk", self.size + more):
             return False
-        return self._storage.take("memory", size)
-
-    def _move(self) -> bool:
-        """Move what is in memory to a file."""
-        if not self._storage.take("disk", self.size):
-            return False
-        self._storage.give("memory", self.size)
         file: BinaryIO = tempfile.TemporaryFile(dir=self._storage.directory)  # noqa: SIM115
-        file.write(self._file.getbuffer())  # type: ignore[attr-defined]
+        self._file.seek(0)
+        shutil.copyfileobj(self._file, file)
+        self._storage.give("memory", self.size)
         self._file, self._place = file, "disk"
         return True

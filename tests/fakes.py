@@ -1,0 +1,92 @@
+"""A connection without a socket: what the engine writes is kept, the kernel is played by hand."""
+
+import logging
+from collections import deque
+from typing import Any, BinaryIO
+
+from hop.adaptor import ErrorStream, base_environ
+from hop.engine import ConnectionState
+from hop.errors import ClientDisconnected
+
+BASE = base_environ("test.example", "80", ErrorStream(logging.getLogger("hop.error")))
+
+
+class FakeLoop:
+    """A loop that calls on the spot and counts."""
+
+    max_unsent = 1 << 20
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.calls: list[str] = []
+
+    def begin(self, conn: Any, call: object) -> None:
+        self.calls.append("begin")
+
+    def end(self, conn: Any) -> None:
+        self.calls.append("end")
+
+    def wait_writable(self, conn: Any) -> None:
+        self.calls.append("wait")
+        conn.room = 1 << 40
+        conn.flush()
+
+
+class FakeConnection:
+    """Takes `room` bytes at once and keeps the rest, as a kernel does for a slow client."""
+
+    def __init__(self, loop: FakeLoop | None = None, room: int = 1 << 40) -> None:
+        self.loop: Any = loop or FakeLoop()
+        self.base = BASE
+        self.state: Any = ConnectionState.IDLE
+        self.since = self.loop.now
+        self.incoming: Any = None
+        self.backlog: deque[bytes] | None = None
+        self.peer: str | None = None
+        self.room = room
+        self.sent = bytearray()
+        self.log: list[str] = []
+        self.broken = False
+
+    def write(self, data: bytes) -> None:
+        if self.broken:
+            raise ClientDisconnected("broken")
+        if self.backlog is not None:
+            self.backlog.append(data)
+            return
+        self.sent += data[: self.room]
+        rest = data[self.room :]
+        self.room -= len(data) - len(rest)
+        if rest:
+            self.backlog = deque([rest])
+
+    def send_file(self, file: BinaryIO, offset: int, count: int) -> None:
+        self.log.append("send_file")
+        file.seek(offset)
+        self.write(file.read(count))
+
+    def flush(self) -> bool:
+        if self.backlog is None:
+            return True
+        waiting, self.backlog = b"".join(self.backlog), None
+        self.write(waiting)
+        return self.backlog is None
+
+    def pending(self) -> int:
+        return sum(map(len, self.backlog or ()))
+
+    def peer_address(self) -> str:
+        self.peer = "192.0.2.1"
+        return self.peer
+
+    def peer_name(self) -> tuple[str, int] | str:
+        return "192.0.2.1", 4711
+
+    def gone(self) -> bool:
+        return False
+
+    def hang_up(self) -> None:
+        self.log.append("hang_up")
+
+    def reset(self) -> None:
+        self.log.append("reset")
