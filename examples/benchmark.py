@@ -15,6 +15,7 @@ processor each where there are two.
 import argparse
 import dataclasses
 import importlib
+import importlib.util
 import json
 import math
 import os
@@ -50,6 +51,8 @@ def show(value: object) -> str:
 
 def table(rows: Sequence[Any]) -> str:
     """Rows of one dataclass as text in columns; workload and server come first."""
+    if not rows:
+        return "nothing was measured"
     names = [field.name for field in dataclasses.fields(rows[0]) if field.name not in HIDDEN]
     names.sort(key=["workload", "server"].__contains__, reverse=True)
     lines = [[LABELS.get(name, name) for name in names]]
@@ -132,7 +135,9 @@ def run_idle(options: argparse.Namespace) -> list[Any]:
 
 
 def run_parser(options: argparse.Namespace) -> list[Any]:
-    """The rows of examples/bench_parser.py."""
+    """The rows of examples/bench_parser.py, which may not be there."""
+    if importlib.util.find_spec("examples.bench_parser") is None:
+        return []
     return list(importlib.import_module("examples.bench_parser").run())
 
 

@@ -1,12 +1,15 @@
 """The benchmark harness: its arithmetic on made-up rows, its measuring with tiny real runs."""
 
 import dataclasses
+import importlib.machinery
+import importlib.util
 import json
 import math
 import os
 import shutil
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -534,6 +537,18 @@ def test_idle_by_the_command(monkeypatch, capsys):
     assert benchmark.main(["idle", "--check"]) == 0
     assert benchmark.main(["idle", "--servers", "hop,bjoern"]) == 0
     assert asked == [("std", "hop"), ("hop", "bjoern")]
+
+
+def test_the_parser_s_benchmark_is_asked_where_it_is(monkeypatch, capsys):
+    module = types.ModuleType("examples.bench_parser")
+    module.run = operation_rows  # type: ignore[attr-defined]
+    module.__spec__ = importlib.machinery.ModuleSpec("examples.bench_parser", None)
+    monkeypatch.setitem(sys.modules, "examples.bench_parser", module)
+    assert benchmark.main(["parser"]) == 0
+    assert "small head" in capsys.readouterr().out
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert benchmark.main(["parser"]) == 0
+    assert "nothing was measured" in capsys.readouterr().out
 
 
 def test_unknown_benchmark_is_status_2(capsys):
