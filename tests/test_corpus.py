@@ -1,4 +1,4 @@
-"""The corpus through the whole of HTTP, without a socket: what the application sees, or a refusal."""
+"""The corpus through all of HTTP, without a socket: what the application sees, or a refusal."""
 
 import re
 
