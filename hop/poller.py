@@ -1,4 +1,5 @@
-"""The poller
+# Tangled from notebooks/02_poller.ipynb. Edit the notebook.
+"""The poller.
 
 One thread asks the kernel which of many sockets are ready, and sleeps while none is.
 """
@@ -16,14 +17,28 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+__all__ = [
+    "BATCH",
+    "HANGUP",
+    "LONGEST_WAIT",
+    "PASSING",
+    "READ",
+    "WRITE",
+    "Acceptor",
+    "EpollPoller",
+    "Poller",
+    "SelectorPoller",
+    "Timer",
+    "default_poller",
+    "log",
+]
+
+#: Events: bytes (or the end of input, or a new connection) can be taken without waiting.
 READ = 1
+#: There is room to send.
 WRITE = 4
+#: The connection broke or is closed both ways; reported without being asked for.
 HANGUP = 8 | 16
-
-BATCH = 512
-LONGEST_WAIT = 86400.0
-
-log = logging.getLogger("hop.error")
 
 
 class Timer:
@@ -90,32 +105,6 @@ class Poller(ABC):
         ValueError after `close`.
         """
 
-    @abstractmethod
-    def _ring(self) -> None:
-        """Make the wake descriptor readable; from any thread."""
-
-    @abstractmethod
-    def _hush(self) -> None:
-        """Wait until the wake descriptor is readable, and empty it."""
-
-    @abstractmethod
-    def _release(self) -> None:
-        """Close the back end's own descriptors."""
-
-    def wake(self) -> None:
-        """Let the present or the next `poll` return at once; from any thread, or a signal.
-
-        Many calls before a `poll` cost one system call. After `close` it does nothing.
-        """
-        if self._wake_pending.acquire(blocking=False):
-            self._ring()
-
-    def _swallow(self, events: list[tuple[int, int]], bell: tuple[int, int]) -> None:
-        if bell in events:
-            events.remove(bell)
-            self._hush()
-            self._wake_pending.release()
-
     def call_later(self, delay: float, fn: Callable[[], object]) -> Timer:
         """Make `fn` due in `delay` seconds; functions of one moment keep their order."""
         if len(self._timers) >= self._tidy_at:
@@ -136,12 +125,44 @@ class Poller(ABC):
         return ready
 
     def _shorten(self, timeout: float | None) -> float | None:
-        while self._timers and self._timers[0][2].fn is None:
+        while self._timers[0][2].fn is None:
             heapq.heappop(self._timers)
-        if not self._timers:
+            if not self._timers:
+                return timeout
+        wait = self._timers[0][0] - self._clock()
+        if timeout is not None and timeout < wait:
             return timeout
-        wait = min(max(0.0, self._timers[0][0] - self._clock()), LONGEST_WAIT)
-        return wait if timeout is None else min(timeout, wait)
+        if wait < 0.0:
+            return 0.0
+        if wait > LONGEST_WAIT:
+            return LONGEST_WAIT
+        return wait
+
+    def wake(self) -> None:
+        """Let the present or the next `poll` return at once; from any thread, or a signal.
+
+        Many calls before a `poll` cost one system call. After `close` it does nothing.
+        """
+        if self._wake_pending.acquire(blocking=False):
+            self._ring()
+
+    def _swallow(self, events: list[tuple[int, int]], bell: tuple[int, int]) -> None:
+        if bell in events:
+            events.remove(bell)
+            self._hush()
+            self._wake_pending.release()
+
+    @abstractmethod
+    def _ring(self) -> None:
+        """Make the wake descriptor readable; from any thread."""
+
+    @abstractmethod
+    def _hush(self) -> None:
+        """Wait until the wake descriptor is readable, and empty it."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Close the back end's own descriptors."""
 
     def close(self) -> None:
         """Release the kernel's objects, not the descriptors watched. Twice does no harm."""
@@ -156,6 +177,12 @@ def _checked(events: int) -> int:
     if events not in (READ, WRITE, READ | WRITE):
         raise ValueError(f"events must be READ, WRITE or both, not {events!r}")
     return events
+
+
+def _unknown(fd: int, error: OSError) -> Exception:
+    if error.errno in (errno.ENOENT, errno.EBADF):
+        return KeyError(f"descriptor {fd} is not registered")
+    return error
 
 
 class EpollPoller(Poller):
@@ -207,10 +234,18 @@ class EpollPoller(Poller):
         os.close(self._eventfd)
 
 
-def _unknown(fd: int, error: OSError) -> Exception:
-    if error.errno in (errno.ENOENT, errno.EBADF):
-        return KeyError(f"descriptor {fd} is not registered")
-    return error
+#: Events that one call of epoll returns at most; the rest stay first in the kernel's queue.
+BATCH = 512
+
+#: Seconds: no single sleep is longer (epoll's time-out is a 32-bit number of milliseconds).
+LONGEST_WAIT = 86400.0
+
+_FOR_SELECTOR = {
+    READ: selectors.EVENT_READ,
+    WRITE: selectors.EVENT_WRITE,
+    READ | WRITE: selectors.EVENT_READ | selectors.EVENT_WRITE,
+}
+_FROM_SELECTOR = {mask: events for events, mask in _FOR_SELECTOR.items()}
 
 
 class SelectorPoller(Poller):
@@ -226,6 +261,12 @@ class SelectorPoller(Poller):
         self._ear, self._mouth = socket.socketpair()
         self._bell = (self._ear.fileno(), READ)
         self._selector.register(self._ear.fileno(), selectors.EVENT_READ)
+
+    def _ring(self) -> None:
+        self._mouth.send(b"!")
+
+    def _hush(self) -> None:
+        self._ear.recv(1)
 
     def register(self, fd: int, events: int, exclusive: bool = False) -> None:
         self._selector.register(fd, _FOR_SELECTOR[_checked(events)])
@@ -248,24 +289,10 @@ class SelectorPoller(Poller):
             self._swallow(events, self._bell)
         return events
 
-    def _ring(self) -> None:
-        self._mouth.send(b"!")
-
-    def _hush(self) -> None:
-        self._ear.recv(1)
-
     def _release(self) -> None:
         self._selector.close()
         self._ear.close()
         self._mouth.close()
-
-
-_FOR_SELECTOR = {
-    READ: selectors.EVENT_READ,
-    WRITE: selectors.EVENT_WRITE,
-    READ | WRITE: selectors.EVENT_READ | selectors.EVENT_WRITE,
-}
-_FROM_SELECTOR = {mask: events for events, mask in _FOR_SELECTOR.items()}
 
 
 def default_poller(clock: Callable[[], float] = time.monotonic) -> Poller:
@@ -280,6 +307,8 @@ def default_poller(clock: Callable[[], float] = time.monotonic) -> Poller:
         return SelectorPoller(clock)
     raise ValueError(f"HOP_POLLER must be epoll or selector, not {name!r}")
 
+
+log = logging.getLogger("hop.error")
 
 # accept(2): errors of the one connection that was to be accepted, not of the listener.
 PASSING = frozenset({
@@ -321,6 +350,26 @@ class Acceptor:
         """The listener's descriptor."""
         return self.sock.fileno()
 
+    def pause(self) -> None:
+        """Accept nothing until `resume`; who connects waits in the kernel's backlog."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        if self._watching:
+            self._poller.unregister(self.sock.fileno())
+            self._watching = False
+
+    def resume(self) -> None:
+        """Accept (again)."""
+        self.pause()
+        self._poller.register(self.sock.fileno(), READ, self._exclusive)
+        self._watching = True
+
+    def close(self) -> None:
+        """Stop accepting and close the listener."""
+        self.pause()
+        self.sock.close()
+
     def on_readable(self) -> int:
         """Accept what waits, up to `batch`; returns how many were delivered."""
         delivered = 0
@@ -342,29 +391,9 @@ class Acceptor:
         self._complained = False
         return delivered
 
-    def pause(self) -> None:
-        """Accept nothing until `resume`; who connects waits in the kernel's backlog."""
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
-        if self._watching:
-            self._poller.unregister(self.sock.fileno())
-            self._watching = False
-
-    def resume(self) -> None:
-        """Accept (again)."""
-        self.pause()
-        self._poller.register(self.sock.fileno(), READ, self._exclusive)
-        self._watching = True
-
     def _step_back(self, error: OSError) -> None:
         if not self._complained:
             log.error("accept failed, trying again every %g s: %s", self._pause, error)
             self._complained = True
         self.pause()
         self._retry = self._poller.call_later(self._pause, self.resume)
-
-    def close(self) -> None:
-        """Stop accepting and close the listener."""
-        self.pause()
-        self.sock.close()
