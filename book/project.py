@@ -138,7 +138,7 @@ class Project:
     def on_disk(self, module: Tangled) -> list[str]:
         """The lines of a module's file; none if there is no file."""
         path = self.root / module.path
-        return path.read_text("utf-8").splitlines() if path.exists() else []
+        return path.read_text("utf-8").removesuffix("\n").split("\n") if path.exists() else []
 
     def _differences(self, module: Tangled) -> Iterator[str]:
         """Each place where a file is not what its cells say, with the cell that owns it."""

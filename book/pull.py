@@ -1,12 +1,13 @@
 """The way back: from a line of a module to its cell, and from an edited module to its notebook."""
 
 import difflib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from book.notebook import Cell, Notebook, TangleError
 from book.project import Project, Tangled, tangle
-from book.splice import Line
+from book.splice import BLANK
 
 
 def where(project: Project, place: str) -> str:
@@ -46,61 +47,65 @@ def pull(project: Project, path: str) -> list[str]:
     raise TangleError(f"{path}: no notebook feeds it")
 
 
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """Lines first:last (from 1) of a cell become *new*."""
+
+    cell: Cell
+    first: int
+    last: int
+    new: list[str]
+
+
 def _pull_into(project: Project, file: Path, module: Tangled) -> list[str]:
     stored, made = project.on_disk(module), [line.text for line in module.lines]
-    edits: list[tuple[Cell, int, int, list[str]]] = []
     matcher = difflib.SequenceMatcher(None, made, stored, autojunk=False)
-    for tag, first, last, begin, end in matcher.get_opcodes():
-        if tag != "equal":
-            edits.append((*_target(module, first, last, stored[begin:end]), stored[begin:end]))
+    edits = [
+        _edit(module, first, last, stored[begin:end])
+        for tag, first, last, begin, end in matcher.get_opcodes()
+        if tag != "equal"
+    ]
     notebook = Notebook.read(file)
-    nodes = {node.get("id"): node for node in notebook.node.cells}
-    for cell, first, last, new in sorted(edits, key=lambda edit: edit[1], reverse=True):
-        lines = nodes[cell.id].source.splitlines()
-        lines[first - 1 : last - 1] = new
-        nodes[cell.id].source = "\n".join(lines)
-    again = next((other for other in tangle(notebook) if other.path == module.path), None)
-    if again is None or again.text.splitlines() != stored:
-        raise TangleError(f"{module.path}: its edits cannot be carried back: tangled again, "
-                          "the module would be another one; edit the notebook")  # fmt: skip
+    nodes = {node.id: node for node in notebook.node.cells}
+    for edit in sorted(edits, key=lambda edit: edit.first, reverse=True):
+        lines = nodes[edit.cell.id].source.split("\n")
+        lines[edit.first - 1 : edit.last - 1] = edit.new
+        nodes[edit.cell.id].source = "\n".join(lines)
+    if not any(again.path == module.path and [line.text for line in again.lines] == stored
+               for again in tangle(notebook)):  # fmt: skip
+        raise TangleError(f"{module.path}: these edits cannot be carried back: tangled again, "
+                          f"it would be another module; edit {module.notebook}")  # fmt: skip
     notebook.write(file)
-    return [cell.place(first) for cell, first, _, _ in edits]
+    return [edit.cell.place(edit.first) for edit in edits]
 
 
-def _target(module: Tangled, first: int, last: int, new: list[str]) -> tuple[Cell, int, int]:
-    """The cell, and its lines from:to, that an edit of module lines first:last belongs to."""
+def _edit(module: Tangled, first: int, last: int, new: list[str]) -> Edit:
+    """What an edit of the module's lines first:last means for a cell."""
     lines = module.lines[first:last]
-    cells = {line.cell for line in lines}
     place = f"{module.path}:{first + 1}"
     if not lines:
-        return _insertion(module, first, new, place)
-    start = lines[0]
-    if len(cells) > 1:
-        named = " and ".join(sorted({cell.place() for cell in cells if cell})) or module.notebook
-        raise TangleError(f"{place}: the edit is ambiguous: it spans more than {named}")
-    if start.cell is None:
-        raise TangleError(f"{place}: this is made by the tangler; edit {module.notebook}")
-    source = start.cell.source.splitlines()
-    numbers = [line.number for line in lines]
-    if numbers != list(range(start.number, start.number + len(lines))) or any(
-        source[line.number - 1] != line.text for line in lines
-    ):
-        raise TangleError(f"{place}: the edit is ambiguous: {start.cell.place(start.number)} "
-                          "does not say this in the same lines")  # fmt: skip
-    return start.cell, start.number, start.number + len(lines)
+        return _insertion(module, first, new)
+    if len({line.cell for line in lines}) > 1:
+        owners = dict.fromkeys(line.cell.place() if line.cell else "no cell" for line in lines)
+        raise TangleError(f"{place}: ambiguous: the edit spans {' and '.join(owners)}")
+    cell, start = lines[0].cell, lines[0].number
+    if cell is None:
+        raise TangleError(f"{place}: the tangler made this line; edit {module.notebook}")
+    if cell.lines[start - 1 : start - 1 + len(lines)] != [line.text for line in lines]:
+        raise TangleError(f"{place}: ambiguous: {cell.place(start)} says this in other lines")
+    return Edit(cell, start, start + len(lines), new)
 
 
-def _insertion(module: Tangled, at: int, new: list[str], place: str) -> tuple[Cell, int, int]:
-    """Where lines put before module line *at* belong: below the line that they follow."""
-    above = module.lines[at - 1] if at else Line("")
-    below = module.lines[at] if at < len(module.lines) else Line("")
-    places: dict[Cell, int] = {}
-    if below.cell and new[-1].strip():
-        places[below.cell] = below.number
-    if above.cell and new[0].strip():
-        places[above.cell] = above.number + 1
-    if len(places) != 1:
-        raise TangleError(f"{place}: the edit is ambiguous: lines put between two cells; "
-                          f"edit {module.notebook}")  # fmt: skip
-    cell, number = places.popitem()
-    return cell, number, number
+def _insertion(module: Tangled, at: int, new: list[str]) -> Edit:
+    """Lines put before line *at*: they belong to the cell around them, or that they touch."""
+    above = module.lines[at - 1] if at else BLANK
+    below = module.lines[at] if at < len(module.lines) else BLANK
+    inside = above.cell is below.cell
+    follows = above.cell if inside or new[0].strip() else None
+    leads = below.cell if inside or new[-1].strip() else None
+    if follows and leads in (None, follows):
+        return Edit(follows, above.number + 1, above.number + 1, new)
+    if leads and not follows:
+        return Edit(leads, below.number, below.number, new)
+    raise TangleError(f"{module.path}:{at + 1}: ambiguous: lines were put between two cells; "
+                      f"edit {module.notebook}")  # fmt: skip

@@ -7,11 +7,11 @@ and ends, and what it defines; the text is always the one that stands in the not
 import ast
 import re
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeGuard
 
+import ruff  # type: ignore[import-untyped]
 from pyflakes import messages
 from pyflakes.checker import Checker
 
@@ -73,12 +73,14 @@ def _gap(previous: Chunk | None, chunk: Chunk, apart: int) -> list[Line]:
     """
     if previous is None and apart == 1:
         return chunk.gap or []
-    defines = chunk.defines or (previous is not None and previous.defines)
+    above = previous is not None and previous.defines
     strangers = previous is None or previous.cell is not chunk.cell
-    if chunk.gap is None or (strangers and (defines or apart == 2)):
-        return [BLANK] * (apart if defines else 1)
-    count = apart if chunk.gap and defines else min(len(chunk.gap), apart)
-    return [*chunk.gap, BLANK][:count]
+    if chunk.gap is None or (strangers and (above or chunk.defines or apart == 2)):
+        return [BLANK] * (apart if above or chunk.defines else 1)
+    if above and chunk.defines and not chunk.gap:
+        return []  # overloads
+    count = apart if above or chunk.defines else min(len(chunk.gap), apart)
+    return [*chunk.gap, BLANK, BLANK][:count]
 
 
 # ------------------------------------------------------------------ from a cell to chunks
@@ -403,7 +405,7 @@ def _public_lines(names: list[str]) -> list[str]:
 def _sorted_by_ruff(text: str, path: str) -> str:
     """Sort imports and `__all__`, and merge imports, as the project's lint wants them."""
     done = subprocess.run(
-        [sys.executable, "-m", "ruff", "check", "--fix-only", "--quiet", "--no-cache",
+        [ruff.find_ruff_bin(), "check", "--fix-only", "--quiet", "--no-cache",
          "--select", "I001,RUF022", "--config", str(ROOT / "pyproject.toml"),
          "--stdin-filename", str(ROOT / path), "-"],
         input=text, capture_output=True, text=True, check=False,

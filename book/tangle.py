@@ -82,8 +82,8 @@ def _check(project: Project, arguments: argparse.Namespace) -> int:
 
 def _pull(project: Project, arguments: argparse.Namespace) -> int:
     for path in arguments.names:
-        for place in pull(project, path):
-            print(f"{path}: carried into {place}; now build the notebook")
+        for place in pull(project, path) or ["nothing: it is what its notebook says"]:
+            print(f"{path}: carried back: {place}")
     return 0
 
 
