@@ -19,7 +19,7 @@ BOOK_SOURCES := $(NOTEBOOKS) $(shell find book -type f -not -path '*/__pycache__
 
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: help install system serve notebooks book test bench format clean \
+.PHONY: help install system serve notebooks book test bench peers format clean \
     tangled lint types contracts unit selector mutants notebooks-test book-test wheel-test
 
 help:  ## Say what there is
@@ -98,3 +98,11 @@ book-test: $(READY)  ## Weave the book and look through it
 
 wheel-test: $(READY)  ## Build the wheel, install it into an empty environment, use it
 	@$(STAGE) wheel-test $(PY) -m pytest -q tests/test_package.py
+
+PEERS := build/peers
+PEER_PACKAGES := granian 'uvicorn[standard]' waitress gunicorn cheroot gevent a2wsgi
+
+peers:  ## Install the other servers that the benchmarks compare with (build/peers)
+	$(PY) -m venv $(PEERS)
+	$(PEERS)/bin/pip install -q $(PEER_PACKAGES)
+	for peer in fastwsgi bjoern; do $(PEERS)/bin/pip install -q $$peer || echo "make: $$peer cannot be built here" >&2; done
