@@ -71,6 +71,14 @@ class Follower:
         """Seconds of CPU that the thread has used."""
         return time.clock_gettime(self.cpu_clock) if self.cpu_clock is not None else 0.0
 
+    def asleep(self) -> bool:
+        """Whether the thread waits for more than a processor (proc(5); elsewhere: True)."""
+        try:
+            with open(f"/proc/self/task/{self.thread.native_id}/stat", "rb") as file:
+                return not file.read().rpartition(b") ")[2].startswith(b"R")
+        except OSError:
+            return True
+
 
 class LeaderFollowers:
     """One poller, the connections it watches, and the threads that take turns at leading.
@@ -418,6 +426,8 @@ class LeaderFollowers:
         self._again += [c for c in self.connections.values() if c.state == IDLE and not c.owned]
 
     def _stop(self, _: object = None) -> None:
+        if self.stopped.is_set():
+            return
         for acceptor in self.acceptors.values():
             acceptor.close()
         for conn in list(self.connections.values()):
@@ -513,7 +523,7 @@ class _Watch:
             return conn is not None
         waited, burnt = now - self._began, cpu - self._began_cpu
         if burnt < waited / 2:
-            self.promoted = group.promote(conn, call)
+            self.promoted = leader.asleep() and group.promote(conn, call)
         elif waited > BURN * sys.getswitchinterval():
             self._promote_burner(conn, call)
         return True
@@ -524,6 +534,8 @@ class _Watch:
         counts = not still or (in_call and self._in_call)
         if leader is not self._leader:
             counts = still = self.promoted_before
+        elif counts and still:
+            counts = leader.asleep()
         self._leader, self._looked, self._cpu, self._in_call = leader, now, cpu, in_call
         group = self.group
         if counts:
