@@ -11,15 +11,20 @@ __all__ = ["pytest_make_collect_report", "pytest_runtest_makereport"]
 # Tests that touch no poller have nothing to say on another one. Those of the book and of the
 # wheel are stages of their own in `make test`.
 NO_POLLER = [
-    "test_errors.py",
-    "test_parser.py",
-    "test_parser_oracle.py",
     "test_adaptor.py",
     "test_appcontext.py",
-    "test_tangle.py",
-    "test_continued.py",
+    "test_benchmark.py",
     "test_book.py",
+    "test_continued.py",
+    "test_corpus.py",
+    "test_engine.py",
+    "test_errors.py",
+    "test_listener.py",
     "test_package.py",
+    "test_parser.py",
+    "test_parser_h11.py",
+    "test_storage.py",
+    "test_tangle.py",
     "test_tools.py",
 ]
 
