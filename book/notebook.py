@@ -125,6 +125,11 @@ class Notebook:
         cells = (c.source for c in self.node.cells if c.cell_type == "markdown")
         return sum(len(text.split()) for text in cells)
 
+    @property
+    def exported_lines(self) -> int:
+        """How many lines it exports, without the directives."""
+        return sum(len(cell.lines) - 1 for cell in self.cells if cell.target)
+
     def text(self) -> str:
         """What the file holds when it is written."""
         text: str = nbformat.writes(self.node, indent=1, ensure_ascii=False, sort_keys=True)

@@ -271,6 +271,7 @@ class Module:
         self._elsewhere = elsewhere
         self._promise = docstring
         self._docstring: Chunk | None = None
+        self._all: Chunk | None = None
         self._imports: list[Chunk] = []
         self._typing: list[Chunk] = []
         self._body: list[Chunk] = []
@@ -296,6 +297,8 @@ class Module:
             self._tail.append(chunk)
         elif chunk.names == ("__doc__",) and not (self._body or self._docstring):
             self._docstring = chunk
+        elif chunk.names == ("__all__",):
+            self._all = chunk
         else:
             self._check_new(chunk)
             self._body.append(chunk)
@@ -347,33 +350,39 @@ class Module:
             texts = [line.text for line in chunk.lines]
             header = chunk.nodes[0].lineno - chunk.lines[0].number + 1
             plain += ["", *texts] if chunk is self._typing[0] else texts[header:]
-        public = self._public()
-        if public and not any("__all__" in chunk.names for chunk in self._body):
-            plain += ["", *_public_lines(public)]
-        if not plain:
+        plain += ["", *self._public_lines()]
+        text = "\n".join(plain).strip()
+        if not text:
             return []
-        text = _sorted_by_ruff("\n".join(plain).strip() + "\n", self.path)
+        text = _sorted_by_ruff(text + "\n", self.path)
         origins = _import_origins(text, [*self._imports, *self._typing])
         return [Line(line, *origins.get(number, (None, 0)))
                 for number, line in enumerate(text.splitlines(), 1)]  # fmt: skip
 
-    def _public(self) -> list[str]:
+    def _public_lines(self) -> list[str]:
+        """`__all__`: the notebook's own one, or all that is public."""
+        if self._all:
+            return [line.text for line in self._all.lines]
         names = [name for chunk in self._body for name in chunk.names]
         if self.path.endswith("__init__.py"):
             names += [alias.asname or alias.name for chunk in self._imports
                       for node in chunk.nodes if isinstance(node, ast.ImportFrom)
                       for alias in node.names if node.module != "__future__"]  # fmt: skip
-        return sorted({name for name in names if not name.startswith("_")})
+        public = [f'"{name}"' for name in sorted(set(names)) if not name.startswith("_")]
+        line = f"__all__ = [{', '.join(public)}]"
+        if not public or len(line) <= 100:
+            return [line] if public else []
+        return ["__all__ = [", *(f"    {name}," for name in public), "]"]
 
     def _check_names(self, lines: list[Line]) -> None:
         source = "".join(f"{line.text}\n" for line in lines)
         for found in Checker(ast.parse(source), self.path).messages:
             if isinstance(found, UNDEFINED):
                 line = lines[found.lineno - 1]
-                problem = self._undefined(str(found.message_args[0]))
-                if line.cell is None:
-                    raise TangleError(f"{self.notebook}: {problem}")
-                raise line.cell.error(problem, line.number)
+                if line.cell is None and self._all:  # nobody else's line names anything
+                    line = self._all.lines[0]
+                assert line.cell
+                raise line.cell.error(self._undefined(str(found.message_args[0])), line.number)
 
     def _undefined(self, name: str) -> str:
         for chunk in self._body:
@@ -395,23 +404,14 @@ def _tests(node: ast.stmt, name: str) -> TypeGuard[ast.If]:
     )
 
 
-def _public_lines(names: list[str]) -> list[str]:
-    listed = ", ".join(f'"{name}"' for name in names)
-    if len(listed) <= 100 - len("__all__ = []"):
-        return [f"__all__ = [{listed}]"]
-    return ["__all__ = [", *(f'    "{name}",' for name in names), "]"]
-
-
 def _sorted_by_ruff(text: str, path: str) -> str:
     """Sort imports and `__all__`, and merge imports, as the project's lint wants them."""
     done = subprocess.run(
         [ruff.find_ruff_bin(), "check", "--fix-only", "--quiet", "--no-cache",
          "--select", "I001,RUF022", "--config", str(ROOT / "pyproject.toml"),
          "--stdin-filename", str(ROOT / path), "-"],
-        input=text, capture_output=True, text=True, check=False,
+        input=text, stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
-    if done.returncode:
-        raise TangleError(f"{path}: ruff cannot sort its imports: {done.stderr.strip()}")
     return done.stdout
 
 

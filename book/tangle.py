@@ -68,11 +68,10 @@ def _check(project: Project, arguments: argparse.Namespace) -> int:
     if found:
         return 1
     notebooks = [Notebook.read(path) for path in project.notebooks(arguments.names)]
-    for notebook in notebooks:
-        exported = [cell for cell in notebook.cells if cell.target]
-        lines = sum(len(cell.source.splitlines()) - 1 for cell in exported)
-        ratio = f"{notebook.words / lines:.1f} words a line" if lines else "nothing exported"
-        print(f"{notebook.name}: {notebook.words} words, {lines} exported lines ({ratio})")
+    total = [(notebook.name, notebook.words, notebook.exported_lines) for notebook in notebooks]
+    total.append(("together", sum(row[1] for row in total), sum(row[2] for row in total)))
+    for name, words, lines in total:
+        print(f"{name}: {words} words, {lines} exported lines, {words / max(lines, 1):.1f} a line")
     measuring = [place for notebook in notebooks for place in ignored(notebook)]
     print(f"{len(measuring)} cells measure, so that their output is not compared")
     if arguments.list_ignored:
