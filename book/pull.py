@@ -99,7 +99,7 @@ def _edit(module: Tangled, first: int, last: int, new: list[str]) -> Edit:
 def _insertion(module: Tangled, at: int, new: list[str]) -> Edit:
     """Lines put before line *at*: they belong to the cell around them, or that they touch."""
     above = module.lines[at - 1] if at else BLANK
-    below = module.lines[at] if at < len(module.lines) else BLANK
+    below = module.lines[at] if at < len(module.lines) else above
     inside = above.cell is below.cell
     follows = above.cell if inside or new[0].strip() else None
     leads = below.cell if inside or new[-1].strip() else None

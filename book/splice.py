@@ -291,9 +291,9 @@ class Module:
                 self._imports.append(chunk)
         elif nodes and _is_continued(nodes[0]):
             continue_class(self._begun(chunk), chunk)
-        elif any(_tests(node, "TYPE_CHECKING") and not node.orelse for node in nodes):
+        elif any(_asks_for(node, "TYPE_CHECKING") and not node.orelse for node in nodes):
             self._typing.append(chunk)
-        elif any(_tests(node, "__name__") for node in nodes):
+        elif any(_asks_for(node, "__name__") for node in nodes):
             self._tail.append(chunk)
         elif chunk.names == ("__doc__",) and not (self._body or self._docstring):
             self._docstring = chunk
@@ -397,7 +397,7 @@ def _is_books(node: ast.stmt) -> bool:
     return isinstance(node, ast.ImportFrom) and node.module == "book.continued"
 
 
-def _tests(node: ast.stmt, name: str) -> TypeGuard[ast.If]:
+def _asks_for(node: ast.stmt, name: str) -> TypeGuard[ast.If]:
     """Whether it is an `if` that asks for *name*: TYPE_CHECKING or __name__."""
     return isinstance(node, ast.If) and any(
         getattr(part, "id", getattr(part, "attr", None)) == name for part in ast.walk(node.test)
