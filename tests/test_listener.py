@@ -455,10 +455,10 @@ def test_a_directory_that_is_missing_is_an_oserror_with_the_bind(tmp_path):
 def test_the_file_stays_while_another_process_listens(tmp_path):
     path = tmp_path / "hop.sock"
     mine = open_listener(f"unix:{path}")
-    childs = mine.dup()  # what a forked child holds
+    inherited_copy = mine.dup()  # what a forked child holds
     close_listener(mine)
     assert path.exists()
-    close_listener(childs)
+    close_listener(inherited_copy)
     assert not path.exists()
 
 
