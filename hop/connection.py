@@ -1,4 +1,8 @@
-"""A socket's bytes in and out: what the kernel refuses waits here, and nothing else does."""
+# Tangled from notebooks/03_connection.ipynb. Edit the notebook.
+"""Connection.
+
+A socket's bytes in and out: what the kernel refuses waits here, and nothing else does.
+"""
 
 import contextlib
 import os
@@ -10,7 +14,7 @@ from typing import Any, BinaryIO, Protocol
 from hop.errors import ClientDisconnected
 from hop.poller import READ
 
-__all__ = ["Backlog", "BytesPart", "Connection", "FilePart", "Loop"]
+__all__ = ["BUDGET", "SMALL", "Backlog", "BytesPart", "Connection", "FilePart", "Loop"]
 
 BUDGET = 1 << 20  # bytes that one connection may send before the others have their turn
 SMALL = 1 << 12  # bytes: a piece below it is cheaper to copy than to keep apart
@@ -141,18 +145,8 @@ class Connection:
     leader has the connection. While it is idle, `incoming` and `backlog` are None.
     """
 
-    __slots__ = (
-        "backlog",
-        "base",
-        "incoming",
-        "interest",
-        "loop",
-        "owned",
-        "peer",
-        "since",
-        "sock",
-        "state",
-    )
+    __slots__ = ("backlog", "base", "incoming", "interest", "loop",
+                 "owned", "peer", "since", "sock", "state")  # fmt: skip
 
     def __init__(
         self, sock: socket.socket, loop: Loop, base: dict[str, Any], state: Any = None
@@ -169,7 +163,7 @@ class Connection:
         self.peer: str | None = None
 
     def receive(self) -> bytes | None:
-        """One read: bytes, `b""` when the client is gone, None when nothing was there."""
+        """One read: bytes; `b""` after the end of input or a reset; None: nothing was there."""
         try:
             return self.sock.recv(self.loop.buffer_size)
         except BlockingIOError:
@@ -193,17 +187,9 @@ class Connection:
             self.backlog = Backlog()
             self.backlog.append(memoryview(data)[sent:])
 
-    def send_file(self, file: BinaryIO, offset: int, count: int) -> None:
-        """Send part of a plain file with sendfile(2) as the socket takes it.
-
-        Raises ClientDisconnected, and OSError when no descriptor is left.
-        """
-        if count:
-            part = FilePart(file, offset, count)
-            if self.backlog is None:
-                self.backlog = Backlog()
-            self.backlog.append_file(part)
-            self.flush()
+    def pending(self) -> int:
+        """Bytes that the kernel has refused so far."""
+        return 0 if self.backlog is None else self.backlog.size
 
     def flush(self) -> bool:
         """Send what waits, BUDGET bytes at most; True when nothing is left.
@@ -227,41 +213,17 @@ class Connection:
         self.backlog = None
         return True
 
-    def pending(self) -> int:
-        """Bytes that the kernel has refused so far."""
-        return 0 if self.backlog is None else self.backlog.size
+    def send_file(self, file: BinaryIO, offset: int, count: int) -> None:
+        """Send part of a plain file with sendfile(2) as the socket takes it.
 
-    def peer_name(self) -> tuple[str, int] | str:
-        """The address of the other end: `(host, port)`, or a unix socket's path.
-
-        An IPv4 client of an IPv6 listener has its IPv4 address (RFC 4291, section 2.5.5.2).
+        Raises ClientDisconnected, and OSError when no descriptor is left.
         """
-        try:
-            name = self.sock.getpeername()
-        except OSError:
-            return ""
-        if not isinstance(name, tuple):
-            return str(name)
-        return name[0].removeprefix("::ffff:"), name[1]
-
-    def peer_address(self) -> str:
-        """The client's host, as REMOTE_ADDR has it; asked for once. Empty for a unix socket."""
-        if self.peer is None:
-            name = self.peer_name()
-            self.peer = name[0] if isinstance(name, tuple) else ""
-        return self.peer
-
-    def gone(self) -> bool:
-        """Whether the client has closed its end or reset the connection.
-
-        Unread input hides the end of input: then the answer is False.
-        """
-        try:
-            return self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+        if count:
+            part = FilePart(file, offset, count)
+            if self.backlog is None:
+                self.backlog = Backlog()
+            self.backlog.append_file(part)
+            self.flush()
 
     def hang_up(self) -> None:
         """Say that nothing more will be sent; what the client still sends can be read."""
@@ -285,3 +247,35 @@ class Connection:
             self.backlog = None
         self.incoming = None
         self.sock.close()
+
+    def peer_name(self) -> tuple[str, int] | str:
+        """The address of the other end: `(host, port)`, or a unix socket's path.
+
+        An IPv4 client of an IPv6 listener has its IPv4 address (RFC 4291, section 2.5.5.2).
+        """
+        try:
+            name = self.sock.getpeername()
+        except OSError:
+            return ""
+        if not isinstance(name, tuple):
+            return str(name)
+        return name[0].removeprefix("::ffff:"), name[1]
+
+    def peer_address(self) -> str:
+        """The client's host, as REMOTE_ADDR has it; asked for once. Empty for a unix socket."""
+        if self.peer is None:
+            name = self.peer_name()
+            self.peer = name[0] if isinstance(name, tuple) else ""
+        return self.peer
+
+    def gone(self) -> bool:
+        """Whether the client has closed its end (or half of it) or reset the connection.
+
+        Unread input hides the end of input: then the answer is False.
+        """
+        try:
+            return self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True

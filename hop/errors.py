@@ -1,3 +1,4 @@
+# Tangled from notebooks/03_connection.ipynb. Edit the notebook.
 """Two ways in which a conversation fails, and what each deserves."""
 
 from http import HTTPStatus

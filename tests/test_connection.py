@@ -316,11 +316,12 @@ def test_what_the_kernel_refuses_is_kept_and_sent_later():
     assert bytes(sock.taken) == b"abcdefghi"
 
 
-def test_a_kernel_that_takes_nothing_at_all():
-    sock = ScriptedSocket(REFUSE)
+@pytest.mark.parametrize(("taken", "left"), [(REFUSE, 3), (1, 2), (2, 1)])
+def test_not_one_byte_is_lost_however_little_the_kernel_takes(taken, left):
+    sock = ScriptedSocket(taken)
     conn = connected(sock)
     conn.write(b"abc")
-    assert conn.pending() == 3
+    assert conn.pending() == left
     assert conn.flush() is True
     assert bytes(sock.taken) == b"abc"
 
