@@ -7,6 +7,7 @@ from enum import IntEnum
 from http import HTTPStatus
 from typing import Any, BinaryIO, Protocol
 
+from hop import adaptor
 from hop.adaptor import DateField, ResponseWriter, build_environ
 from hop.errors import ClientDisconnected, ProtocolError
 from hop.parser import ChunkedDecoder, Limits, RequestHead, parse_head
@@ -38,22 +39,32 @@ class ConnectionState(IntEnum):
 IDLE, HEAD, BODY, PAUSED, CALL, FLUSHING, CLOSING, REFUSING, LINGERING, CLOSED = ConnectionState
 
 TRANSITIONS: dict[ConnectionState, dict[str, ConnectionState]] = {
-    IDLE: {"part of a head": HEAD, "head": BODY, "request": CALL, "end": CLOSED},
-    HEAD: {"head": BODY, "request": CALL, "end": CLOSED},
-    BODY: {"request": CALL, "no room": PAUSED, "end": CLOSED},
-    PAUSED: {"room": BODY, "end": CLOSED},
-    CALL: {"answered": IDLE, "client is slow": FLUSHING, "last": CLOSING, "end": CLOSED},
+    IDLE: {
+        "part of a head": HEAD, "head": BODY, "request": CALL, "refused": REFUSING, "end": CLOSED,
+    },
+    HEAD: {"head": BODY, "request": CALL, "refused": REFUSING, "end": CLOSED},
+    BODY: {"request": CALL, "no room": PAUSED, "refused": REFUSING, "end": CLOSED},
+    PAUSED: {"room": BODY, "refused": REFUSING, "end": CLOSED},
+    CALL: {
+        "answered": IDLE, "client is slow": FLUSHING, "last": CLOSING, "refused": REFUSING,
+        "end": CLOSED,
+    },
     FLUSHING: {"flushed": IDLE, "end": CLOSED},
     CLOSING: {"flushed": CLOSED, "end": CLOSED},
     REFUSING: {"flushed": LINGERING, "end": CLOSED},
     LINGERING: {"end": CLOSED},
     CLOSED: {},
+}  # fmt: skip
+
+#: What a request deserves that did not come to its end in time.
+LATE = {
+    HEAD: ProtocolError(HTTPStatus.REQUEST_TIMEOUT, "the request took too long"),
+    BODY: ProtocolError(HTTPStatus.REQUEST_TIMEOUT, "the body took too long"),
+    PAUSED: ProtocolError(HTTPStatus.SERVICE_UNAVAILABLE, "there is no room for the body"),
 }
-for _state in (IDLE, HEAD, BODY, PAUSED, CALL):
-    TRANSITIONS[_state]["refused"] = REFUSING
 
 
-class Loop(Protocol):
+class Loop(adaptor.Loop, Protocol):
     """What the engine needs of the loop that a connection belongs to."""
 
     now: float
@@ -64,17 +75,12 @@ class Loop(Protocol):
     def end(self, conn: Any) -> None:
         """Application code has returned."""
 
-    def wait_writable(self, conn: Any) -> None:
-        """Block the calling thread until the client takes bytes; others are served meanwhile."""
 
-
-class Transport(Protocol):
-    """What the engine sees of a connection."""
+class Transport(adaptor.Transport, Protocol):
+    """What the engine sees of a connection: what a response sees, and four attributes."""
 
     base: dict[str, Any]
     incoming: Any
-    backlog: Any
-    peer: str | None
     since: float
     state: Any
 
@@ -82,32 +88,8 @@ class Transport(Protocol):
     def loop(self) -> Loop:
         """The loop that serves it."""
 
-    def write(self, data: bytes) -> None:
-        """Send, or keep what the kernel refuses."""
-
-    def send_file(self, file: BinaryIO, offset: int, count: int) -> None:
-        """Send part of a file."""
-
-    def flush(self) -> bool:
-        """Send what waits; True when nothing is left."""
-
-    def pending(self) -> int:
-        """Bytes that wait."""
-
-    def peer_address(self) -> str:
-        """The client's host."""
-
-    def peer_name(self) -> tuple[str, int] | str:
-        """The client's address."""
-
-    def gone(self) -> bool:
-        """Whether the client has left."""
-
     def hang_up(self) -> None:
         """Send nothing more, but read on."""
-
-    def reset(self) -> None:
-        """Let the end of the connection be seen as a failure."""
 
 
 class PartialHead:
@@ -220,13 +202,8 @@ class Engine:
 
     def expired(self, conn: Transport) -> None:
         """The connection stood in one state for too long."""
-        late = {
-            HEAD: ProtocolError(HTTPStatus.REQUEST_TIMEOUT, "the request took too long"),
-            BODY: ProtocolError(HTTPStatus.REQUEST_TIMEOUT, "the body took too long"),
-            PAUSED: ProtocolError(HTTPStatus.SERVICE_UNAVAILABLE, "there is no room for the body"),
-        }
-        if conn.state in late:
-            self._refuse(conn, late[conn.state])
+        if conn.state in LATE:
+            self._refuse(conn, LATE[conn.state])
         else:
             self._move(conn, "end")
 
@@ -335,17 +312,17 @@ class Engine:
         environ = build_environ(conn.base, head, body, response)
         loop.begin(conn, response)
         try:
-            self._call(environ, response)
+            whole = self._call(head, environ, response)
         except ClientDisconnected:
-            conn.state = CLOSED
+            whole = False
         finally:
             loop.end(conn)
         conn.since = loop.now
         if self._access:
             self._log(head, response)
-        if conn.state == CLOSED:
-            return
-        if response.keep_alive:
+        if not whole:
+            conn.state = CLOSED
+        elif response.keep_alive:
             conn.state = IDLE if conn.backlog is None else FLUSHING
         elif more:
             self._linger(conn)
@@ -354,12 +331,19 @@ class Engine:
             if conn.backlog is None:
                 self.flushed(conn)
 
-    def _call(self, environ: dict[str, Any], response: ResponseWriter) -> None:
-        """The call, every `next` and `close`: one thread, and nothing in between."""
+    def _call(
+        self, head: RequestHead, environ: dict[str, Any], response: ResponseWriter
+    ) -> bool:
+        """The call, every `next` and `close`: one thread, and nothing in between.
+
+        False when the application failed and its answer is cut.
+        """
+        whole = False
         try:
             result = self.app(environ, response.start_response)
             try:
                 response.send(result)
+                whole = True
             finally:
                 close = getattr(result, "close", None)
                 if close is not None:
@@ -367,8 +351,11 @@ class Engine:
         except ClientDisconnected:
             raise
         except BaseException:
-            error_log.exception("%s %s", environ["REQUEST_METHOD"], environ["REQUEST_URI"])
-            response.fail()
+            error_log.exception("%s %s", head.method, head.target)
+            if not whole:
+                whole = not response.sent
+                response.fail()
+        return whole
 
     def _refuse(self, conn: Transport, error: ProtocolError) -> None:
         """Answer the client's mistake and read no further request."""

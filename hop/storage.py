@@ -59,41 +59,64 @@ class StoredBody:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self._file: BinaryIO = io.BytesIO()
-        self._place = "memory"
+        self._memory = io.BytesIO()
+        self._file: io.FileIO | None = None
+        self._filed = 0
         self.size = 0
 
     def write(self, data: bytes) -> bool:
         """Keep `data`; False, and nothing kept, when there is no room at the moment."""
-        size = len(data)
-        if self._place == "memory":
-            fits = self.size + size <= self._storage.body_memory
-            if not (fits and self._storage.take("memory", size)) and not self._move(size):
-                return False
-        elif not self._storage.take("disk", size):
+        size, storage = len(data), self._storage
+        small = not self._filed and self.size + size <= storage.body_memory
+        if small and storage.take("memory", size):
+            self._memory.write(data)
+        elif not self._spill(data):
             return False
-        self._file.write(data)
         self.size += size
         return True
 
     def rewind(self) -> BinaryIO:
-        """The body from its beginning, for `wsgi.input`."""
+        """The body from its beginning, for `wsgi.input`; it is complete by then."""
+        if self._file is None or not self._filed:
+            self._memory.seek(0)
+            return self._memory
         self._file.seek(0)
-        return self._file
+        return io.BufferedReader(self._file)
 
     def close(self) -> None:
         """Forget the body; closing twice is harmless."""
-        self._file.close()
-        self._storage.give(self._place, self.size)
-        self.size = 0
+        self._memory.close()
+        if self._file is not None:
+            self._file.close()
+        self._storage.give("memory", self.size - self._filed)
+        self._storage.give("disk", self._filed)
+        self.size = self._filed = 0
 
-    def _move(self, more: int) -> bool:
-        """Move what is in memory to a file, if the disk has room for it and for `more` bytes."""
-        if not self._storage.take("disk", self.size + more):
+    def _spill(self, data: bytes) -> bool:
+        """Put `data` into the file, behind what was in memory; False when there is no room."""
+        data = self._memory.getvalue() + data
+        if not self._storage.take("disk", len(data)):
             return False
-        file: BinaryIO = tempfile.TemporaryFile(dir=self._storage.directory)  # noqa: SIM115
-        self._file.seek(0)
-        shutil.copyfileobj(self._file, file)
-        self._storage.give("memory", self.size)
-        self._file, self._place = file, "disk"
+        if not self._append(data):
+            self._storage.give("disk", len(data))
+            return False
+        if not self._filed:
+            self._storage.give("memory", self.size)
+            self._memory = io.BytesIO()
+        self._filed += len(data)
         return True
+
+    def _append(self, data: bytes) -> bool:
+        """Write to the end of the file; False, and the file as it was, when the disk is full."""
+        try:
+            if self._file is None:
+                folder = self._storage.directory
+                self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+            if self._file.write(data) == len(data):
+                return True
+        except OSError:
+            pass
+        if self._file is not None:
+            self._file.truncate(self._filed)
+            self._file.seek(self._filed)
+        return False

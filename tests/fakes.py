@@ -5,8 +5,11 @@ from collections import deque
 from typing import Any, BinaryIO
 
 from hop.adaptor import ErrorStream, base_environ
-from hop.engine import ConnectionState
+from hop.engine import TRANSITIONS, ConnectionState
 from hop.errors import ClientDisconnected
+
+#: Every step that the engine may make.
+STEPS = {(state, new) for state, row in TRANSITIONS.items() for new in row.values()}
 
 BASE = base_environ("test.example", "80", ErrorStream(logging.getLogger("hop.error")))
 
@@ -33,12 +36,16 @@ class FakeLoop:
 
 
 class FakeConnection:
-    """Takes `room` bytes at once and keeps the rest, as a kernel does for a slow client."""
+    """Takes `room` bytes at once and keeps the rest, as a kernel does for a slow client.
+
+    `steps` has every change of state that the engine made.
+    """
 
     def __init__(self, loop: FakeLoop | None = None, room: int = 1 << 40) -> None:
         self.loop: Any = loop or FakeLoop()
         self.base = BASE
-        self.state: Any = ConnectionState.IDLE
+        self.steps: list[tuple[ConnectionState, ConnectionState]] = []
+        self._state = ConnectionState.IDLE
         self.since = self.loop.now
         self.incoming: Any = None
         self.backlog: deque[bytes] | None = None
@@ -47,6 +54,15 @@ class FakeConnection:
         self.sent = bytearray()
         self.log: list[str] = []
         self.broken = False
+
+    @property
+    def state(self) -> ConnectionState:
+        return self._state
+
+    @state.setter
+    def state(self, new: ConnectionState) -> None:
+        self.steps.append((self._state, new))
+        self._state = new
 
     def write(self, data: bytes) -> None:
         if self.broken:

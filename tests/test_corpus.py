@@ -6,7 +6,7 @@ import pytest
 
 from hop.engine import ConnectionState, Engine
 from tests.corpus import Case, load
-from tests.fakes import FakeConnection
+from tests.fakes import STEPS, FakeConnection
 
 CASES = load()
 
@@ -51,6 +51,7 @@ def test_case(case: Case):
     for pieces in ways(case.raw):
         conn, seen = feed(case, pieces)
         answers = [int(status) for status in re.findall(rb"HTTP/1.1 (\d{3}) ", conn.sent)]
+        assert set(conn.steps) <= STEPS
         finals = [status for status in answers if status >= 200]
         if case.waits:
             assert (finals, seen) == ([], [])
@@ -63,6 +64,15 @@ def test_case(case: Case):
         else:
             assert finals[:1] == [200]
             check(case.sees, seen[0])
+
+
+def test_the_corpus_leads_through_most_states():
+    steps = set()
+    for case in CASES:
+        steps.update(feed(case, [case.raw])[0].steps)
+        steps.update(feed(case, [case.raw[:20], case.raw[20:]])[0].steps)
+    State = ConnectionState
+    assert {new for _, new in steps} == set(State) - {State.PAUSED, State.FLUSHING}
 
 
 def check(sees, environ):

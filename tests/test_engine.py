@@ -8,11 +8,12 @@ import pytest
 from hop.engine import TRANSITIONS, ConnectionState, Engine
 from hop.parser import Limits
 from hop.storage import Storage
-from tests.fakes import FakeConnection, FakeLoop
+from tests.fakes import STEPS, FakeConnection, FakeLoop
 
 IDLE, HEAD, BODY, PAUSED, CALL, FLUSHING, CLOSING, REFUSING, LINGERING, CLOSED = ConnectionState
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+OLD = b"GET / HTTP/1.0\r\n\r\n"
 LAST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
@@ -67,6 +68,79 @@ class TestTable:
                     reached.add(state)
                     frontier.append(state)
         assert reached == set(ConnectionState)
+
+
+    def test_every_step_is_taken_and_no_other(self):
+        taken = set()
+        for story in STORIES:
+            conn = FakeConnection()
+            story(Engine(echo, storage=Storage(body_memory=4, total_memory=4, total_disk=0)), conn)
+            taken.update(conn.steps)
+        assert taken == STEPS
+
+
+def told(*acts):
+    """A story: bytes are received, names are called, numbers are room in the kernel's buffer."""
+
+    def story(engine, conn):
+        for act in acts:
+            if isinstance(act, bytes):
+                engine.received(conn, act)
+            elif isinstance(act, int):
+                conn.room = act
+                if conn.flush():
+                    engine.flushed(conn)
+            else:
+                act(engine, conn)
+
+    return story
+
+
+def late(engine, conn):
+    engine.expired(conn)
+
+
+def deaf(engine, conn):
+    conn.broken = True
+
+
+def slow(engine, conn):
+    conn.room = 9
+
+
+def other_body(engine, conn):
+    conn.other = engine.storage.open()
+    assert conn.other.write(b"1234")
+
+
+def other_body_ends(engine, conn):
+    conn.other.close()
+    engine.resume(conn)
+
+
+def refused_while_paused(engine, conn):
+    engine.expired(conn)
+
+
+POST = length(b"abcd")
+STORIES = [
+    told(GET, b""),  # answered; the end of an idle connection
+    told(GET[:5], GET[5:], LAST),  # a head in pieces; the last request
+    told(GET[:5], b""),
+    told(GET[:5], late),  # 408
+    told(b"rubbish\n\n", b""),  # refused, lingering, ended
+    told(POST[:-4], b"ab", b"cd"),  # IDLE -> BODY
+    told(POST[:5], POST[5:-2], b""),  # HEAD -> BODY -> CLOSED
+    told(POST[:-1], late),  # BODY -> REFUSING
+    told(other_body, POST[:-1], other_body_ends, b"d"),  # PAUSED -> BODY
+    told(other_body, POST[:-1], refused_while_paused),
+    told(other_body, POST[:-1], deaf, late),  # PAUSED -> CLOSED
+    told(slow, GET, 1 << 20),  # FLUSHING -> IDLE
+    told(slow, GET, late),
+    told(slow, LAST, 1 << 20),  # CLOSING -> CLOSED
+    told(slow, LAST + GET, late),  # CALL -> REFUSING -> CLOSED
+    told(deaf, GET),  # CALL -> CLOSED
+]
 
 
 class TestRequests:
@@ -349,6 +423,45 @@ class TestApplications:
         Engine(app).received(conn, GET)
         assert conn.sent.endswith(b"first\r\n")
         assert conn.state == CLOSED
+
+    def test_an_http_10_answer_that_is_cut_ends_with_a_reset(self, conn, caplog):
+        def app(environ, start_response):
+            start_response("200 OK", [])
+            yield b"first"
+            raise RuntimeError("on purpose")
+
+        Engine(app).received(conn, OLD + OLD)
+        assert conn.sent.endswith(b"\r\n\r\nfirst")
+        assert (conn.state, conn.log) == (CLOSED, ["reset"])
+
+    def test_an_http_10_answer_that_fails_early_is_a_500(self, conn, caplog):
+        Engine(lambda environ, start_response: 1 / 0).received(conn, OLD)
+        assert (statuses(conn), conn.state, conn.log) == ([500], CLOSED, [])
+
+    @pytest.mark.parametrize("request_", [GET, OLD])
+    def test_a_failure_behind_the_last_byte_spoils_nothing(self, conn, caplog, request_):
+        class Pieces(list):
+            def close(self):
+                raise RuntimeError("on purpose")
+
+        def app(environ, start_response):
+            start_response("200 OK", [])
+            return Pieces([b"whole"])
+
+        Engine(app).received(conn, request_)
+        assert b"whole" in conn.sent
+        assert "on purpose" in caplog.text
+        assert conn.state == (IDLE if request_ is GET else CLOSED)
+        assert conn.log == []
+
+    def test_an_application_may_spoil_its_environ(self, conn, caplog):
+        def app(environ, start_response):
+            environ.clear()
+            raise RuntimeError("on purpose")
+
+        Engine(app).received(conn, GET)
+        assert (statuses(conn), conn.state) == ([500], IDLE)
+        assert caplog.messages == ["GET /"]
 
     @pytest.mark.parametrize("fails", [False, True])
     def test_close_is_called_exactly_once(self, conn, caplog, fails):
