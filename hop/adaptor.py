@@ -1,4 +1,8 @@
-"""WSGI in, HTTP out: environ from a request, bytes from a response."""
+# Tangled from notebooks/05_response.ipynb. Edit the notebook.
+"""Response.
+
+WSGI in, HTTP out: environ from a request, bytes from a response.
+"""
 
 import io
 import logging
@@ -16,22 +20,32 @@ from hop.appcontext import Client, RequestContext
 from hop.parser import RequestHead
 
 __all__ = [
+    "CHUNKED",
+    "CLOSE",
+    "FRAMING",
+    "HIGH_WATER",
+    "JOIN_LIMIT",
+    "LENGTH",
+    "NONE",
+    "SERVER_LINE",
     "DateField",
     "ErrorStream",
+    "ExcInfo",
     "FileWrapper",
     "Framing",
+    "Loop",
     "ResponseWriter",
     "Transport",
     "base_environ",
     "build_environ",
-    "decide_framing",
 ]
 
-HIGH_WATER = 1 << 20
-JOIN_LIMIT = 1 << 16
-SERVER_LINE = b"Server: hop\r\n"
 
-ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
+class Loop(Protocol):
+    """What the adaptor needs of the loop that a connection belongs to."""
+
+    def wait_writable(self, conn: Any) -> None:
+        """Block the calling thread until the client has taken what waits for it."""
 
 
 class Transport(Client, Protocol):
@@ -39,11 +53,19 @@ class Transport(Client, Protocol):
 
     peer: str | None
 
+    @property
+    def backlog(self) -> Any:
+        """None, or what the kernel has refused so far."""
+
+    @property
+    def loop(self) -> Loop:
+        """The loop that serves the connection."""
+
     def peer_address(self) -> str:
-        """The client's host."""
+        """The client's host, as REMOTE_ADDR has it."""
 
     def write(self, data: bytes) -> None:
-        """Send, or keep what the kernel refuses."""
+        """Send, or keep what the kernel refuses. Raises ClientDisconnected."""
 
     def send_file(self, file: BinaryIO, offset: int, count: int) -> None:
         """Send part of a file."""
@@ -51,50 +73,12 @@ class Transport(Client, Protocol):
     def pending(self) -> int:
         """Bytes kept so far."""
 
-    def wait_writable(self) -> None:
-        """Block until the kernel takes bytes again."""
-
-
-def base_environ(name: str, port: str, errors: Any, **flags: bool) -> dict[str, Any]:
-    """The part of environ that all requests of one listener share (PEP 3333)."""
-    return {
-        "SERVER_NAME": name,
-        "SERVER_PORT": port,
-        "SERVER_SOFTWARE": "hop",
-        "SCRIPT_NAME": "",
-        "wsgi.version": (1, 0),
-        "wsgi.url_scheme": "http",
-        "wsgi.errors": errors,
-        "wsgi.multithread": flags.get("multithread", True),
-        "wsgi.multiprocess": flags.get("multiprocess", False),
-        "wsgi.run_once": False,
-        "wsgi.file_wrapper": FileWrapper,
-        "wsgi.input_terminated": True,
-    }
-
-
-def build_environ(
-    base: dict[str, Any], head: RequestHead, body: BinaryIO, response: "ResponseWriter"
-) -> dict[str, Any]:
-    """environ for one request: the listener's part, the request's fields, and what is hop's own."""
-    conn = response.conn
-    return {
-        **base,
-        **head.variables,
-        "REQUEST_METHOD": head.method,
-        "PATH_INFO": head.path,
-        "QUERY_STRING": head.query,
-        "REQUEST_URI": head.target,
-        "SERVER_PROTOCOL": head.protocol,
-        "REMOTE_ADDR": conn.peer or conn.peer_address(),
-        "wsgi.input": body,
-        "hop.response": response,
-        "hop.context": RequestContext(conn, response.deadline),
-    }
+    def reset(self) -> None:
+        """Let the end of the connection be seen as a failure."""
 
 
 class ErrorStream:
-    """`wsgi.errors`: what an application writes there becomes lines of the error log."""
+    """`wsgi.errors`: what an application writes there becomes records of the error log."""
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
@@ -111,23 +95,6 @@ class ErrorStream:
 
     def flush(self) -> None:
         """Nothing is held back."""
-
-
-class DateField:
-    """The fields every answer begins with, Server and Date, formatted once a second."""
-
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
-        self._until = float("-inf")
-        self._lines = b""
-
-    def lines(self, now: float) -> bytes:
-        """Both lines; `now` is the loop's monotonic clock (RFC 9110, section 6.6.1)."""
-        if now >= self._until:
-            wall = self._clock()
-            self._until = now + 1 - wall % 1
-            self._lines = SERVER_LINE + b"Date: %s\r\n" % formatdate(wall, usegmt=True).encode()
-        return self._lines
 
 
 class FileWrapper:
@@ -149,17 +116,91 @@ class FileWrapper:
         return data
 
     def extent(self) -> tuple[int, int] | None:
-        """`(offset, count)` of what is left of a plain binary file on disk, else None."""
+        """`(offset, count)` of what is left of a plain binary file; None if that is unknown."""
         file = self.file
-        if type(file) is not io.FileIO and type(file) is not io.BufferedReader:
+        plain = file.raw if type(file) is io.BufferedReader else file
+        if type(plain) is not io.FileIO:
             return None
         try:
-            status, offset = os.fstat(file.fileno()), file.tell()
+            status, offset = os.fstat(plain.fileno()), file.tell()
         except (OSError, ValueError):
             return None
-        if not stat.S_ISREG(status.st_mode):
-            return None
-        return offset, max(status.st_size - offset, 0)
+        count = status.st_size - offset
+        return (offset, count) if stat.S_ISREG(status.st_mode) and count > 0 else None
+
+
+def base_environ(
+    name: str, port: str, errors: Any, *, multithread: bool = True, multiprocess: bool = False
+) -> dict[str, Any]:
+    """The part of environ that all requests of one listener share (PEP 3333)."""
+    return {
+        "SERVER_NAME": name,
+        "SERVER_PORT": port,
+        "SERVER_SOFTWARE": "hop",
+        "SCRIPT_NAME": "",
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": "http",
+        "wsgi.errors": errors,
+        "wsgi.multithread": multithread,
+        "wsgi.multiprocess": multiprocess,
+        "wsgi.run_once": False,
+        "wsgi.file_wrapper": FileWrapper,
+        "wsgi.input_terminated": True,
+    }
+
+
+def build_environ(
+    base: dict[str, Any], head: RequestHead, body: BinaryIO, response: "ResponseWriter"
+) -> dict[str, Any]:
+    """environ for one request: the listener's part, the request's fields, and hop's own keys."""
+    conn = response.conn
+    environ: dict[str, Any] = {**base, **head.variables}
+    environ["REQUEST_METHOD"] = head.method
+    environ["PATH_INFO"] = head.path
+    environ["QUERY_STRING"] = head.query
+    environ["REQUEST_URI"] = head.target
+    environ["SERVER_PROTOCOL"] = head.protocol
+    environ["REMOTE_ADDR"] = conn.peer or conn.peer_address()
+    environ["wsgi.input"] = body
+    environ["hop.response"] = response
+    environ["hop.context"] = RequestContext(conn, response.deadline)
+    return environ
+
+
+_is_status = re.compile(r"(?:101|[2-5][0-9]{2}) [\t\x20-\x7e\x80-\xff]*").fullmatch
+_is_name = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
+_is_value = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
+
+# Bounded caches: status strings and field lines that repeat, checked and encoded already.
+_CACHE_SIZE = 512
+_LONGEST_CACHED = 256
+_status_lines: dict[str, bytes] = {}
+_field_lines: dict[tuple[str, str], bytes] = {}
+
+
+def _remember(cache: dict[Any, bytes], key: Any, line: bytes) -> None:
+    if len(line) <= _LONGEST_CACHED:
+        if len(cache) >= _CACHE_SIZE:
+            cache.clear()
+        cache[key] = line
+
+
+def _status_line(status: str) -> bytes:
+    """The checked status line; hop answers in its own version (RFC 9110, section 2.5)."""
+    if not _is_status(status):
+        raise ValueError(f"{status!r} is no status of a final answer, such as '200 OK'")
+    line = b"HTTP/1.1 %b\r\n" % status.encode("latin-1")
+    _remember(_status_lines, status, line)
+    return line
+
+
+def _field_line(name: str, value: str) -> bytes:
+    """One checked field line; what CR, LF or NUL could do to a response ends here."""
+    if not _is_name(name):
+        raise ValueError(f"{name!r} is not the name of a field")
+    if not _is_value(value):
+        raise ValueError(f"{value!r} is not a value for the field {name}")
+    return f"{name}: {value}\r\n".encode("latin-1")
 
 
 class Framing(Enum):
@@ -171,59 +212,41 @@ class Framing(Enum):
     CLOSE = "end of connection"
 
 
-# (the message has no body, its length is known, the client speaks HTTP/1.1)
+NONE, LENGTH, CHUNKED, CLOSE = Framing
+
+# (there may be no body, its length is known, the client speaks HTTP/1.1)
 FRAMING = {
-    (True, True, True): Framing.NONE,
-    (True, True, False): Framing.NONE,
-    (True, False, True): Framing.NONE,
-    (True, False, False): Framing.NONE,
-    (False, True, True): Framing.LENGTH,
-    (False, True, False): Framing.LENGTH,
-    (False, False, True): Framing.CHUNKED,
-    (False, False, False): Framing.CLOSE,
+    (True, True, True): NONE,
+    (True, True, False): NONE,
+    (True, False, True): NONE,
+    (True, False, False): NONE,
+    (False, True, True): LENGTH,
+    (False, True, False): LENGTH,
+    (False, False, True): CHUNKED,
+    (False, False, False): CLOSE,
 }
 
-
-def decide_framing(bodiless: bool, length_known: bool, http11: bool) -> Framing:
-    """Look the framing up; no other place decides about it."""
-    return FRAMING[bodiless, length_known, http11]
+SERVER_LINE = b"Server: hop\r\n"
 
 
-_STATUS = re.compile(r"[1-5][0-9]{2} [\t\x20-\x7e\x80-\xff]*\Z")
-_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
-_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z")
-_LENGTH = re.compile(r"[0-9]{1,18}\Z")
+class DateField:
+    """The fields that every answer begins with, Server and Date, formatted once a second."""
 
-# Fields that belong to the connection, which is the server's (PEP 3333; RFC 9110, section 7.6.1).
-_HOP_BY_HOP = frozenset(
-    ["connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade"]
-)
-_SECRET = frozenset(["set-cookie", "location", "etag", "last-modified", "content-range"])
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._until = float("-inf")
+        self._lines = b""
 
-# Bounded caches: status strings and response fields that repeat, already checked and encoded.
-_CACHE_SIZE = 512
-_CACHED_FIELD = 256
-_status_lines: dict[str, bytes] = {}
-_field_lines: dict[tuple[str, str], bytes] = {}
-
-
-def _status_line(status: str) -> bytes:
-    if not isinstance(status, str) or not _STATUS.match(status):
-        raise ValueError(f"a status looks like '200 OK', not {status!r}")
-    line = b"HTTP/1.1 %s\r\n" % status.encode("latin-1")
-    if len(_status_lines) >= _CACHE_SIZE:
-        _status_lines.clear()
-    _status_lines[status] = line
-    return line
+    def lines(self, now: float) -> bytes:
+        """Both lines; `now` is the loop's monotonic clock (RFC 9110, section 6.6.1)."""
+        if now >= self._until:
+            wall = self._clock()
+            self._until = now + 1 - wall % 1
+            self._lines = SERVER_LINE + b"Date: %b\r\n" % formatdate(wall, usegmt=True).encode()
+        return self._lines
 
 
-def _field_line(name: str, value: str) -> bytes:
-    """One checked field line; what CR, LF or NUL could do to a response ends here."""
-    if not isinstance(name, str) or not _NAME.match(name):
-        raise ValueError(f"{name!r} is not the name of a field")
-    if not isinstance(value, str) or not _VALUE.match(value):
-        raise ValueError(f"{value!r} is not a value for the field {name}")
-    return f"{name}: {value}\r\n".encode("latin-1")
+ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
 
 
 class ResponseWriter:
@@ -231,37 +254,26 @@ class ResponseWriter:
 
     `environ["hop.response"]`. `keep_alive` says whether the connection may serve another request
     afterwards; a response that cannot be framed or finished clears it. `size` counts the body's
-    bytes, `trailers` are sent behind a chunked body (RFC 9110, section 6.5).
+    bytes. `trailers`, pairs of strings set before the body ends, go behind a chunked body and
+    nowhere else (RFC 9110, section 6.5). `deadline` is a monotonic time, or None.
     """
 
     __slots__ = (
-        "_common",
-        "_framing",
-        "_left",
-        "_length",
-        "_lines",
-        "_method",
-        "_protocol",
-        "conn",
-        "deadline",
-        "keep_alive",
-        "sent",
-        "size",
-        "status",
-        "trailers",
-    )
+        "_chunked", "_common", "_left", "_length", "_lines", "_method", "_protocol",
+        "conn", "deadline", "keep_alive", "sent", "size", "status", "trailers",
+    )  # fmt: skip
 
     def __init__(
         self, conn: Any, head: RequestHead, common: bytes, keep_alive: bool, deadline: float | None
     ) -> None:
-        self.conn = conn
+        self.conn: Transport = conn
         self._method = head.method
         self._protocol = head.protocol
-        self._common = common
+        self._common = common  # the lines of DateField
         self.keep_alive = keep_alive
         self.deadline = deadline
         self.status = ""
-        self.sent = False
+        self.sent = False  # whether the head has gone out
         self.size = 0
         self.trailers: list[tuple[str, str]] | None = None
 
@@ -281,144 +293,180 @@ class ResponseWriter:
                 exc_info = None
         elif self.status:
             raise RuntimeError("start_response was called twice")
+        self.status = ""
         self._length: int | None = None
-        self._lines = lines = [_status_lines.get(status) or _status_line(status), self._common]
-        for field in headers:
-            lines.append(_field_lines.get(field) or self._field(*field))
+        try:
+            self._lines = [_status_lines.get(status) or _status_line(status), self._common]
+            for field in headers:
+                self._lines.append(_field_lines.get(field) or self._field(*field))
+        except (AttributeError, TypeError) as error:
+            raise TypeError("wanted: a str, and a list of (str, str) tuples") from error
         self.status = status
         return self.write
 
     def _field(self, name: str, value: str) -> bytes:
-        """The line for a field seen for the first time, or one that means something to us."""
-        line = _field_line(name, value)
+        """The line for a field that is new, or means something to us; b"" if we write our own."""
         lower = name.lower()
         if lower == "content-length":
-            self._declare(value)
+            number = value.isascii() and value.isdigit() and len(value) < 19
+            if not number or self._length is not None:
+                raise ValueError(f"Content-Length must be one number, not {value!r}")
+            self._length = int(value)
             return b""
+        line = _field_line(name, value)
         if lower in _HOP_BY_HOP:
             if lower == "connection" and "close" in value.lower():
                 self.keep_alive = False
-            return b""
+            switching = lower == "upgrade" and self._lines[0].startswith(b"HTTP/1.1 101")
+            return line if switching else b""
         if lower == "date":
             self._lines[1] = self._lines[1].partition(b"Date:")[0]
         elif lower == "server":
             self._lines[1] = self._lines[1].removeprefix(SERVER_LINE)
-        elif lower not in _SECRET and len(line) <= _CACHED_FIELD:
-            if len(_field_lines) >= _CACHE_SIZE:
-                _field_lines.clear()
-            _field_lines[name, value] = line
+        elif lower not in _PASSING:
+            _remember(_field_lines, (name, value), line)
         return line
 
-    def _declare(self, value: str) -> None:
-        if not _LENGTH.match(value) or self._length is not None:
-            raise ValueError(f"Content-Length must be one number, not {value!r}")
-        self._length = int(value)
+    def _decide(self, size: int | None) -> Framing:
+        """Look the framing up; `size` is the body's length if that is known by now.
 
-    def write(self, data: bytes) -> None:
-        """Send a piece of the body at once; blocks while too much waits for a slow client."""
-        if not isinstance(data, bytes):
-            raise TypeError(f"a body is made of bytes, not {type(data).__name__}")
-        if self.sent:
-            if data:
-                self.conn.write(self._frame(data))
-        elif data:
-            self.conn.write(self._head(None) + self._frame(data))
-        if self.conn.backlog is not None and self.conn.pending() > HIGH_WATER:
-            self.conn.loop.wait_writable(self.conn)
-
-    def send(self, result: Iterable[bytes]) -> None:
-        """Send what the application returned, and finish the response."""
-        kind = type(result)
-        if kind is list or kind is tuple:
-            self._send_whole(b"".join(result))
-        elif kind is FileWrapper and not self.sent and (extent := result.extent()):
-            self._send_file(result.file, *extent)
+        `_left` is what may still come of the body, below zero when more came, None: no limit.
+        """
+        code, length = self.status[:3], self._length
+        bodiless = True
+        if code == "304":  # its length is that of the answer which is not sent
+            size = None
+        elif code == "204" or code == "101":  # RFC 9110, section 8.6: no length at all
+            size = length = None
+        elif self._method == "HEAD":  # from an empty body one cannot tell GET's length
+            size = size or None
         else:
-            for data in result:
-                self.write(data)
-            self._finish()
-
-    def _send_whole(self, body: bytes) -> None:
-        if self.sent:
-            self.write(body)
-            self._finish()
-            return
-        size = len(body)
-        head = self._head(size)
-        body = self._frame(body)
-        if size <= JOIN_LIMIT:
-            self.conn.write(head + body)
-        else:
-            self.conn.write(head)
-            self.conn.write(body)
-        self._check_length()
-
-    def _send_file(self, file: BinaryIO, offset: int, count: int) -> None:
-        self.conn.write(self._head(count))
-        if self._framing is Framing.LENGTH:
-            count = min(count, self._left)
-            self._left -= count
-            self.size = count
-            self.conn.send_file(file, offset, count)
-        self._check_length()
-
-    def _finish(self) -> None:
-        """The end of a body whose length nobody knew before."""
-        if not self.sent:
-            self.conn.write(self._head(0))
-        elif self._framing is Framing.CHUNKED:
-            trailers = b"".join([_field_line(*field) for field in self.trailers or ()])
-            self.conn.write(b"0\r\n%b\r\n" % trailers)
-        self._check_length()
-
-    def _check_length(self) -> None:
-        if self._framing is Framing.CLOSE or self._left:
-            self.keep_alive = False
-
-    def fail(self) -> None:
-        """The application failed: 500 if nothing was sent, otherwise an answer cut short."""
-        if self.sent:
-            self.keep_alive = False
-            return
-        self.status = ""
-        self.start_response("500 Internal Server Error", [("Content-Type", "text/plain")])
-        self._send_whole(b"Internal Server Error\n")
+            bodiless = False
+        if length is None:
+            length = size
+        framing = FRAMING[bodiless, length is not None, self._protocol == "HTTP/1.1"]
+        self._length = length
+        self._left = 0 if framing is NONE else length
+        self._chunked = framing is CHUNKED
+        return framing
 
     def _head(self, size: int | None) -> bytes:
-        """Decide the framing, once, and give the head; `size` is the body's length if known."""
+        """The whole head. After it nothing about the response can change."""
         if not self.status:
             raise RuntimeError("the application did not call start_response")
-        lines, status, length = self._lines, self.status[:3], self._length
-        http11 = self._protocol == "HTTP/1.1"
-        empty = status == "204" or status == "304" or status[0] == "1"
-        if length is None and size is not None and not empty and (size or self._method != "HEAD"):
-            length = size
-        framing = FRAMING[empty or self._method == "HEAD", length is not None, http11]
-        self._framing = framing
-        self._left = length if framing is Framing.LENGTH and length else 0
-        if length is not None and status != "204" and status[0] != "1":
-            lines.append(b"Content-Length: %d\r\n" % length)
-        elif framing is Framing.CHUNKED:
+        framing, lines = self._decide(size), self._lines
+        if self._length is not None:
+            lines.append(b"Content-Length: %d\r\n" % self._length)
+        elif framing is CHUNKED:
             lines.append(b"Transfer-Encoding: chunked\r\n")
-        elif framing is Framing.CLOSE:
+        elif framing is CLOSE:
             self.keep_alive = False
-        if not self.keep_alive:
+        if self.status.startswith("101"):
+            self.keep_alive = False
+            lines.append(b"Connection: upgrade\r\n")
+        elif not self.keep_alive:
             lines.append(b"Connection: close\r\n")
-        elif not http11:
+        elif self._protocol != "HTTP/1.1":
             lines.append(b"Connection: keep-alive\r\n")
         lines.append(b"\r\n")
         self.sent = True
         return b"".join(lines)
 
-    def _frame(self, data: bytes) -> bytes:
-        """`data` as it goes over the wire, cut to what was declared."""
-        framing = self._framing
-        if framing is Framing.LENGTH:
-            data = data[: self._left]
-            self._left -= len(data)
-        elif framing is Framing.NONE:
-            return b""
-        self.size += len(data)
-        if framing is Framing.CHUNKED:
-            return b"%x\r\n%b\r\n" % (len(data), data)
-        return data
+    def _put(self, head: bytes, data: bytes) -> None:
+        """Send a piece of the body as its framing wants it, behind `head`; copy it if small."""
+        size, left, tail = len(data), self._left, b""
+        if left is not None:
+            self._left = left - size
+            data = data[: max(left, 0)]
+            size = len(data)
+        elif self._chunked and data:
+            head += b"%x\r\n" % size
+            tail = b"\r\n"
+        self.size += size
+        for part in (head + data + tail,) if size <= JOIN_LIMIT else (head, data, tail):
+            if part:
+                self.conn.write(part)
+
+    def write(self, data: bytes) -> None:
+        """Send a piece of the body at once; blocks while too much waits for a slow client."""
+        if not isinstance(data, bytes):
+            raise TypeError(f"a body is made of bytes, not {type(data).__name__}")
+        if data:
+            self._put(b"" if self.sent else self._head(None), data)
+            conn = self.conn
+            if conn.backlog is not None and conn.pending() > HIGH_WATER:
+                conn.loop.wait_writable(conn)
+
+    def send(self, result: Iterable[bytes]) -> None:
+        """Send what the application returned, and finish the response."""
+        whole = type(result) is list or type(result) is tuple
+        if whole and not (self.sent or self.trailers):
+            self._send_whole(b"".join(result))
+        elif type(result) is FileWrapper and not self.sent and (extent := result.extent()):
+            self._send_file(result.file, *extent)
+        else:
+            self._send_pieces(result)
+        if self._left is not None and self._left > 0:
+            self.keep_alive = False
+
+    def _send_whole(self, body: bytes) -> None:
+        size = len(body)
+        head = self._head(size)
+        if size == self._left and size <= JOIN_LIMIT:  # as `_put` would do it, but sooner
+            self._left = 0
+            self.size = size
+            self.conn.write(head + body)
+        else:
+            self._put(head, body)
+
+    def _send_pieces(self, result: Iterable[bytes]) -> None:
+        """Send each piece at once, and what ends the body; stop when more comes than may."""
+        for data in result:
+            self.write(data)
+            if self.sent and self._left is not None and self._left < 0:
+                return
+        if not self.sent:
+            self._put(self._head(None if self.trailers else 0), b"")
+        if self._chunked:
+            self.conn.write(b"0\r\n%b\r\n" % b"".join(map(self._trailer, self.trailers or ())))
+
+    def _trailer(self, field: tuple[str, str]) -> bytes:
+        name, value = field
+        if name.lower() in _HOP_BY_HOP or name.lower() == "content-length":
+            raise ValueError(f"{name} comes too late in a trailer")
+        return _field_line(name, value)
+
+    def _send_file(self, file: BinaryIO, offset: int, count: int) -> None:
+        self._put(self._head(count), b"")
+        left = self._left or 0
+        self.size = min(count, left)
+        self._left = left - self.size
+        if self.size:
+            self.conn.send_file(file, offset, self.size)
+
+    def fail(self) -> None:
+        """The application failed: 500 if nothing was sent, otherwise an answer cut short.
+
+        Where only the end of the connection ends the body, that end is made a reset: else the
+        client would take the part for the whole.
+        """
+        if self.sent:
+            self.keep_alive = False
+            if self._left is None and not self._chunked:
+                self.conn.reset()
+            return
+        self.status, self.trailers = "", None
+        self.start_response("500 Internal Server Error", [("Content-Type", "text/plain")])
+        self.send([b"Internal Server Error\n"])
+
+
+# Fields that belong to the connection, which is the server's (PEP 3333; RFC 9110, section 7.6.1).
+_HOP_BY_HOP = frozenset(
+    ["connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade"]
+)
+# Fields that differ from answer to answer, or are nobody's business: never remembered.
+_PASSING = frozenset(["set-cookie", "location", "etag", "last-modified", "content-range"])
+
+JOIN_LIMIT = 1 << 16
+
+HIGH_WATER = 1 << 20

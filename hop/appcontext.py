@@ -1,3 +1,4 @@
+# Tangled from notebooks/05_response.ipynb. Edit the notebook.
 """What a handler may know about its request and its connection."""
 
 from typing import Protocol
