@@ -419,8 +419,9 @@ class LeaderFollowers:
     def _drain(self, _: object) -> None:
         self.engine.draining = True
         for acceptor in self.acceptors.values():
+            acceptor.resume()  # it may be paused: then whoever is at the door is let in all the same
             while acceptor.on_readable():
-                pass
+                acceptor.resume()
             acceptor.close()
         self.acceptors.clear()
         self._again += [c for c in self.connections.values() if c.state == IDLE and not c.owned]

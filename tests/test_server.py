@@ -1,0 +1,392 @@
+"""The server's life: start, options, signals, and an end that loses nobody."""
+
+import contextlib
+import http.client
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from hop import Engine, Server
+from hop.testing import serve
+from tests.apps.plain import app
+
+ROOT = Path(__file__).parent.parent
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def until(condition, timeout=20.0):
+    """Wait for a condition that becomes true by itself; fail when it does not."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+def connect(port, data=b""):
+    sock = socket.create_connection(("127.0.0.1", port), timeout=20)
+    if data:
+        sock.sendall(data)
+    return sock
+
+
+def answer(sock):
+    """Status and body of the next answer."""
+    response = http.client.HTTPResponse(sock)
+    response.begin()
+    return response.status, response.read()
+
+
+def get(port, path="/"):
+    with connect(port, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()) as s:
+        return answer(s)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return sock.getsockname()[1]
+
+
+@contextlib.contextmanager
+def command(*arguments, app="tests.apps.plain:app", **options):
+    """`python -m hop`, ended with the block if it has not ended before."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hop", app, *arguments],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate(timeout=20)
+
+
+def answers(port):
+    """Whether somebody serves there."""
+    try:
+        return get(port)[0] == 200
+    except OSError:
+        return False
+
+
+class TestServe:
+    def test_an_address_for_every_bind(self, tmp_path):
+        server = Server(Engine(app))
+        path = tmp_path / "sock"
+        thread = threading.Thread(target=server.serve, args=("127.0.0.1:0", f"unix:{path}"))
+        thread.start()
+        server.started.wait(10)
+        assert server.addresses[1] == f"unix:{path}"
+        assert get(int(server.addresses[0].rpartition(":")[2])) == (200, b"hello")
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(20)
+            sock.connect(str(path))
+            sock.sendall(GET)
+            assert answer(sock) == (200, b"hello")
+        assert server.shutdown(10)
+        thread.join(10)
+        assert not path.exists()
+
+    def test_a_start_that_fails_leaves_nothing_open(self, tmp_path):
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            taken = f"127.0.0.1:{other.getsockname()[1]}"
+            path = tmp_path / "sock"
+            with pytest.raises(OSError, match="in use"):
+                Server(Engine(app)).serve(f"unix:{path}", taken)
+        assert not path.exists()
+
+    def test_several_pollers(self):
+        with serve(app, pollers=3) as served:
+            assert [get(served.port) for _ in range(12)] == [(200, b"hello")] * 12
+
+    def test_testing_raises_what_the_server_raises(self):
+        with pytest.raises(ValueError, match="bind"), serve(app, bind="nonsense"):
+            raise AssertionError("must not start")
+
+    def test_the_environ_names_the_server(self):
+        def shows(environ, start_response):
+            start_response("200 OK", [])
+            return [f"{environ['SERVER_NAME']} {environ['SERVER_PORT']}".encode()]
+
+        with serve(shows) as served:
+            assert get(served.port)[1].decode() == f"127.0.0.1 {served.port}"
+
+    def test_beyond_max_connections_clients_wait(self):
+        with serve(app, max_connections=2) as served, contextlib.ExitStack() as stack:
+            first, second = (stack.enter_context(connect(served.port, GET)) for _ in range(2))
+            assert (answer(first), answer(second)) == ((200, b"hello"), (200, b"hello"))
+            third = stack.enter_context(connect(served.port, GET))
+            third.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                third.recv(1)
+            first.close()
+            third.settimeout(20)
+            assert answer(third) == (200, b"hello")
+
+
+class TestDeadlines:
+    @pytest.mark.parametrize(
+        ("option", "data", "status"),
+        [
+            ("keep_alive_timeout", b"", None),
+            ("read_timeout", b"GET / HT", 408),
+            ("body_timeout", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab", 408),
+        ],
+    )
+    def test_a_client_that_stops_is_sent_away(self, option, data, status):
+        with serve(app, **{option: 0.05}) as served, connect(served.port, data) as sock:
+            if status is None:
+                assert sock.recv(100) == b""
+            else:
+                assert answer(sock)[0] == status
+
+    def test_dripping_does_not_extend_a_head(self):
+        with serve(app, read_timeout=0.3) as served, connect(served.port) as sock:
+            sock.settimeout(0.02)
+            received = b""
+            with contextlib.suppress(OSError):
+                for byte in GET[:-1] * 1000:
+                    sock.sendall(bytes([byte]))
+                    with contextlib.suppress(TimeoutError):
+                        received = sock.recv(100)
+                        break
+            assert received.startswith(b"HTTP/1.1 4")
+
+    def test_a_client_that_does_not_read_is_cut_off(self):
+        with serve(app, write_timeout=0.05) as served, connect(served.port) as sock:
+            sock.sendall(b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n")
+            group = served.server._groups[0]
+            until(lambda: group.connections)
+            until(lambda: not group.connections)
+            with pytest.raises((OSError, http.client.IncompleteRead)):
+                answer(sock)
+
+    def test_a_handler_that_takes_too_long(self):
+        from tests.apps import plain
+
+        plain.gate.clear()
+        with serve(Engine(app, request_timeout=0.05)) as served:
+            with connect(served.port, b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n") as sock:
+                assert sock.recv(100) == b""
+            assert get(served.port) == (200, b"hello")
+            plain.gate.set()
+
+
+class TestShutdown:
+    def test_idle_connections_are_closed_and_what_is_in_flight_is_answered(self):
+        from tests.apps import plain
+
+        plain.gate.clear()
+        with serve(app) as served, connect(served.port, GET) as idle:
+            assert answer(idle) == (200, b"hello")
+            waiting = [
+                connect(served.port, b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n") for _ in range(3)
+            ]
+            group = served.server._groups[0]
+            until(lambda: len([c for c in group.connections.values() if c.owned]) == 3)
+            served.server.begin_shutdown(20)
+            assert idle.recv(1) == b""
+            plain.gate.set()
+            for sock in waiting:
+                response = http.client.HTTPResponse(sock)
+                response.begin()
+                assert (response.status, response.read()) == (200, b"waited")
+                assert response.getheader("Connection") == "close"
+                sock.close()
+
+    def test_nobody_in_the_backlog_is_reset(self):
+        """Clients whose handshake is done, but whom nobody has accepted yet, get an answer."""
+        from tests.apps import plain
+
+        plain.gate.clear()
+        with serve(app, max_connections=1) as served:
+            with connect(served.port, b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n") as first:
+                until(lambda: served.server._groups[0].connections)
+                waiting = [connect(served.port, GET) for _ in range(20)]
+                served.server.begin_shutdown(20)
+                plain.gate.set()
+                assert answer(first) == (200, b"waited")
+                assert [answer(sock) for sock in waiting] == [(200, b"hello")] * 20
+                for sock in waiting:
+                    sock.close()
+
+    def test_what_is_stuck_is_cut_off_and_named(self, caplog):
+        with serve(app) as served, connect(served.port, b"GET /stuck HTTP/1.1\r\nHost: x\r\n\r\n") as s:
+            group = served.server._groups[0]
+            until(lambda: [c for c in group.connections.values() if c.owned])
+            assert not served.server.shutdown(0.05)
+            assert s.recv(1) == b""
+        assert "time.sleep(60)" in caplog.text
+
+    def test_a_half_sent_body_may_be_finished(self):
+        with serve(app) as served:
+            sock = connect(served.port, b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\nabc")
+            group = served.server._groups[0]
+            until(lambda: [c for c in group.connections.values() if c.incoming])
+            served.server.begin_shutdown(20)
+            until(lambda: served.server.engine.draining)
+            sock.sendall(b"def")
+            assert answer(sock) == (200, b"6")
+            sock.close()
+
+
+class TestCrowds:
+    def test_those_who_stall_hold_up_nobody(self):
+        """100 half-sent heads, 100 half-sent bodies, 60 clients that never read."""
+        with serve(app) as served, contextlib.ExitStack() as stack:
+            port = served.port
+            for data, count in (
+                (b"GET / HTTP/1.1\r\nHo", 100),
+                (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc", 100),
+                (b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n", 60),
+            ):
+                for _ in range(count):
+                    stack.enter_context(connect(port, data))
+            group = served.server._groups[0]
+            until(lambda: len(group.connections) == 260)
+            threads = threading.active_count()
+            assert [get(port) for _ in range(50)] == [(200, b"hello")] * 50
+            assert threading.active_count() <= threads + 1
+
+
+class TestCommandLine:
+    @pytest.mark.parametrize(
+        ("arguments", "text"),
+        [
+            (["nosuchmodule:app"], "no module named 'nosuchmodule'"),
+            (["tests.apps.plain:nothing"], "has no 'nothing'"),
+            (["tests.apps.plain:application_is"], "not a WSGI application"),
+            (["tests.apps.plain:app", "--bind", "here"], "bind 'here'"),
+            (["tests.apps.plain:app", "--threads", "0"], "--threads"),
+            (["tests.apps.plain:app", "--keep-alive-timeout", "soon"], "--keep-alive-timeout"),
+            ([], "MODULE:APP"),
+        ],
+    )
+    def test_a_mistake_is_one_line_and_status_2(self, arguments, text):
+        done = subprocess.run(
+            [sys.executable, "-m", "hop", *arguments],
+            cwd=ROOT, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert text in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+
+    def test_a_taken_port_is_one_line_and_status_1(self):
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            bind = f"127.0.0.1:{other.getsockname()[1]}"
+            done = subprocess.run(
+                [sys.executable, "-m", "hop", "tests.apps.plain:app", "--bind", bind],
+                cwd=ROOT, capture_output=True, text=True, timeout=60,
+            )  # fmt: skip
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1
+        assert bind in done.stderr
+
+    def test_help_teaches(self):
+        done = subprocess.run(
+            [sys.executable, "-m", "hop", "--help"], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0
+        assert "python -m hop mysite.wsgi" in done.stdout
+        for option in ("--keep-alive-timeout", "--processes", "--limit-body", "--threads"):
+            assert option in done.stdout
+
+    @pytest.mark.parametrize("name", ["tests.apps.plain:factory()", "tests.apps.plain"])
+    def test_factories_and_default_names(self, name):
+        port = free_port()
+        with command("--bind", f"127.0.0.1:{port}", app=name):
+            until(lambda: answers(port))
+
+    def test_the_access_log(self):
+        port = free_port()
+        with command("--bind", f"127.0.0.1:{port}", "--access-log") as process:
+            until(lambda: answers(port))
+            process.terminate()
+            assert '"GET / HTTP/1.1" 200 5' in process.communicate(timeout=20)[1]
+
+    def test_an_inherited_descriptor(self):
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            port, fd = sock.getsockname()[1], sock.fileno()
+            with command("--bind", f"fd://{fd}", pass_fds=[fd]):
+                sock.close()
+                until(lambda: answers(port))
+
+
+class TestSignals:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_a_signal_ends_the_server_gracefully(self, number):
+        port = free_port()
+        with command("--bind", f"127.0.0.1:{port}") as process:
+            until(lambda: answers(port))
+            with connect(port, b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n") as waiting:
+                with connect(port, GET) as other:
+                    assert answer(other) == (200, b"hello")
+                    process.send_signal(number)
+                    assert other.recv(1) == b""
+                assert process.poll() is None
+                waiting.close()
+            process.send_signal(number)
+            assert process.wait(20) == 0
+
+    def test_a_second_signal_ends_it_at_once(self):
+        port = free_port()
+        with command("--bind", f"127.0.0.1:{port}") as process:
+            until(lambda: answers(port))
+            with connect(port, b"GET /stuck HTTP/1.1\r\nHost: x\r\n\r\n") as sock:
+                with connect(port, GET) as other:
+                    assert answer(other) == (200, b"hello")
+                    process.terminate()
+                    assert other.recv(1) == b""
+                process.terminate()
+                assert process.wait(20) == 0
+                assert sock.recv(1) == b""
+
+    def test_processes_share_the_port_and_are_replaced(self):
+        port = free_port()
+        with command("--bind", f"127.0.0.1:{port}", "--processes", "2") as process:
+            until(lambda: answers(port))
+            children = f"/proc/{process.pid}/task/{process.pid}/children"
+            if not os.path.exists(children):
+                pytest.skip("no list of children in /proc")
+
+            def pids():
+                return {int(pid) for pid in Path(children).read_text().split()}
+
+            until(lambda: len(pids()) == 2)
+            victim = int(get(port, "/pid")[1])
+            assert victim in pids()
+            os.kill(victim, signal.SIGKILL)
+            until(lambda: len(pids() - {victim}) == 2)
+            until(lambda: answers(port))
+            process.terminate()
+            assert process.wait(20) == 0
+            assert "starting another" in process.communicate()[1]
+
+
+def test_running_out_of_descriptors_loses_nobody():
+    """A server at its descriptor limit waits instead of spinning, and serves again afterwards."""
+    port = free_port()
+
+    def few():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+
+    with command("--bind", f"127.0.0.1:{port}", "--max-connections", "1000", preexec_fn=few) as p:
+        until(lambda: answers(port))
+        with contextlib.ExitStack() as stack:
+            crowd = [stack.enter_context(connect(port)) for _ in range(60)]
+            crowd[0].sendall(GET)
+            assert answer(crowd[0]) == (200, b"hello")
+        until(lambda: answers(port))
+        p.terminate()
+        errors = p.communicate(timeout=20)[1]
+    assert re.search("accept failed, trying again", errors)
+    assert len(errors.splitlines()) < 10
