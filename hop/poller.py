@@ -374,6 +374,8 @@ class Acceptor:
         """Accept what waits, up to `batch`; returns how many were delivered."""
         delivered = 0
         for _ in range(self._batch):
+            if not self._watching:
+                return delivered
             try:
                 connection, _address = self.sock.accept()
             except BlockingIOError:
@@ -386,8 +388,6 @@ class Acceptor:
             connection.setblocking(False)
             delivered += 1
             self._deliver(connection)
-            if not self._watching:
-                break
         self._complained = False
         return delivered
 

@@ -353,6 +353,14 @@ def test_a_cancelled_timer_is_never_due(poller, clock):
     assert poller.due() == []
 
 
+def test_a_cancelled_timer_behind_a_live_one_is_never_due(poller, clock):
+    alive = poller.call_later(1.0, print)
+    poller.call_later(2.0, never).cancel()
+    clock.time += 5
+    poller.poll(0)
+    assert poller.due() == [alive]
+
+
 def test_a_timer_cancelled_between_due_and_its_call_is_not_called(poller, clock):
     def cancel_the_second():
         timers[1].cancel()
@@ -772,8 +780,18 @@ def test_success_and_failure_in_one_batch_is_no_recovery(poller, visitor, caplog
     full = OSError(errno.EMFILE, "full")
     door = door_with(full, visitor, full)
     with contextlib.closing(Acceptor(poller, door, lambda sock: None)) as acceptor:
-        assert [acceptor.on_readable() for _ in range(2)] == [0, 1]
+        assert acceptor.on_readable() == 0
+        acceptor.resume()
+        assert acceptor.on_readable() == 1
     assert len(caplog.records) == 1
+
+
+def test_a_report_that_comes_after_a_pause_lets_nobody_in(poller, listener):
+    acceptor = Acceptor(poller, listener, never)
+    with connect(listener):
+        assert poller.poll(5) == [(listener.fileno(), READ)]
+        acceptor.pause()  # by another event of the same batch
+        assert acceptor.on_readable() == 0
 
 
 def test_out_of_descriptors_for_real(poller, clock, listener, caplog):
