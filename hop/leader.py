@@ -419,7 +419,7 @@ class LeaderFollowers:
     def _drain(self, _: object) -> None:
         self.engine.draining = True
         for acceptor in self.acceptors.values():
-            acceptor.resume()  # it may be paused: then whoever is at the door is let in all the same
+            acceptor.resume()  # also when it is paused
             while acceptor.on_readable():
                 acceptor.resume()
             acceptor.close()
