@@ -169,9 +169,8 @@ def _merge(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     for variable, value in pairs:
         values.setdefault(variable, []).append(value)
     values.pop("", None)
-    for variable in ("HTTP_HOST", "CONTENT_LENGTH"):
-        if len(values.get(variable, ())) > 1:
-            raise _bad("repeated " + variable.removeprefix("HTTP_"))
+    if len(values.get("HTTP_HOST", ())) > 1:
+        raise _bad("repeated Host")
     return {k: ("; " if k == "HTTP_COOKIE" else ", ").join(v) for k, v in values.items()}
 
 
@@ -323,7 +322,7 @@ class ChunkedDecoder:
                 self._left -= len(piece)
                 position += len(piece)
                 if not self._left:
-                    self.state, self._room = "data end", 2
+                    self.state = "data end"
             else:
                 stop = data.find(b"\n", position) + 1 or len(data)
                 self._line += data[position:stop]
@@ -334,22 +333,22 @@ class ChunkedDecoder:
 
     def _look_at_line(self) -> None:
         """Act on the line if it is whole, refuse it if it is too long."""
+        if self.state == "data end" and not b"\r\n".startswith(self._line):
+            raise _bad("chunk data too long")
         if len(self._line) > self._room:
             if self.state == "trailers":
                 raise _bad("trailers too large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-            raise _bad("malformed chunk")
+            raise _bad("chunk size line too long")
         if not self._line.endswith(b"\n"):
             return
         line = bytes(self._line)
         self._line.clear()
-        if self.state == "size":
-            self._on_size(line)
-        elif self.state == "trailers":
-            self._on_trailer(line)
-        elif line == b"\r\n":
+        if self.state == "data end":
             self.state, self._room = "size", self._limits.extensions + 18
+        elif self.state == "size":
+            self._on_size(line)
         else:
-            raise _bad("malformed chunk")
+            self._on_trailer(line)
 
     def _on_size(self, line: bytes) -> None:
         match = _chunk_line(line)

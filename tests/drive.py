@@ -15,6 +15,7 @@ class Outcome:
     """What became of the pieces: a refusal, a complete request, or neither when it must wait."""
 
     status: int | None = None
+    reason: str = ""
     head: RequestHead | None = None
     body: bytes = b""
     rest: bytes = b""
@@ -46,7 +47,7 @@ def play(pieces: Iterable[bytes], limits: Limits = DEFAULT_LIMITS) -> Outcome:
     try:
         _play(pieces, limits, outcome)
     except ProtocolError as error:
-        return Outcome(status=error.status.value)
+        return Outcome(status=error.status.value, reason=error.reason)
     return outcome
 
 
