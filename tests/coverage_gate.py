@@ -10,13 +10,14 @@ time. What they measured is then put together for the package as a whole.
 import os
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
 from coverage import Coverage
+
+from tests import LEAN
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "build" / "coverage"
@@ -33,7 +34,6 @@ class Run:
     file: Path
     module: str
     status: int
-    seconds: float
     output: str
 
 
@@ -50,15 +50,15 @@ def run(file: Path) -> Run:
     for old in DATA.glob(f"{data.name}*"):
         old.unlink()
     command = [sys.executable, "-m", "coverage", "run", f"--data-file={data}", "-m", "pytest"]
-    options = ["-q", "-p", "no:cacheprovider", str(file.relative_to(ROOT))]
-    start = time.monotonic()
+    options = ["-q", *LEAN, str(file.relative_to(ROOT))]
     done = subprocess.run(
-        command + options, cwd=ROOT, text=True, capture_output=True, check=False
+        command + options,
+        cwd=ROOT, text=True, capture_output=True, check=False,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
     )
-    seconds = time.monotonic() - start
     output = done.stdout + done.stderr
     combine([data], data)
-    return Run(file, module_of(file), done.returncode, seconds, output)
+    return Run(file, module_of(file), done.returncode, output)
 
 
 def measured(file: Path) -> Path:

@@ -27,6 +27,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import LEAN
+
 ROOT = Path(__file__).resolve().parent.parent
 #: Seconds. What a mutant has not answered by then, it has hung: that counts as found.
 TIME_LIMIT = 60
@@ -96,8 +98,8 @@ def run_tests(tree: Path, tests: tuple[str, ...], limit: float) -> tuple[int | N
 
     Everything that pytest started ends with it: it runs in a session of its own.
     """
-    env = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider"]
+    env = {**os.environ, "PYTHONPATH": str(tree), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", *LEAN]
     process = subprocess.Popen(
         [*command, f"--rootdir={tree}", *tests],
         cwd=tree, env=env, text=True, start_new_session=True,
