@@ -8,7 +8,7 @@ if [ $# -gt 0 ]; then
 else
     missing=()
     # program=package
-    for pair in curl=curl wrk=wrk nginx=nginx; do
+    for pair in wrk=wrk; do
         PATH=$PATH:/usr/sbin command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
     done
 fi
