@@ -1,4 +1,7 @@
-"""Which thread polls, and what happens when a handler blocks: leader and followers."""
+"""Leader and followers.
+
+The thread that polls also calls the handler, and loses the lead when the handler blocks.
+"""
 
 import contextlib
 import logging
@@ -16,7 +19,7 @@ from hop.engine import ConnectionState, Engine
 from hop.errors import ClientDisconnected
 from hop.poller import READ, WRITE, Acceptor, Poller
 
-__all__ = ["Follower", "LeaderFollowers", "Monitor"]
+__all__ = ["Follower", "InlineLoop", "LeaderFollowers", "Monitor"]
 
 error_log = logging.getLogger("hop.error")
 
@@ -36,14 +39,292 @@ INTEREST = {
     CLOSED: 0,
 }
 
-REST = 0.002  # seconds between two looks of the monitor, while nothing blocks
-SHORTEST = 0.0002  # the same, while much does
-CALM = 0.1  # seconds without a promotion after which it looks less often
-QUIET = 50  # looks without a call after which it sleeps
-BURN = 10  # switch intervals for which a handler may burn CPU before it loses the lead
-BURNERS = 2  # how many such handlers run at once
-SHORT = 0.0003  # seconds: a call that takes longer has blocked
-FEW, MANY = 0.2, 0.6  # shares of blocking calls: below the one inline, above the other eager
+
+class InlineLoop:
+    """One poller, the connections it watches, and one thread at a time that serves them.
+
+    Everything but `post` belongs to that thread. Handlers run on it, one after the other.
+    Sizes are bytes; `timeouts` has the seconds that a connection may stay in each state (None:
+    for ever). A connection that is `owned` belongs to another thread, which never happens here.
+    """
+
+    def __init__(
+        self,
+        poller: Poller,
+        engine: Engine,
+        *,
+        timeouts: dict[ConnectionState, float | None],
+        buffer_size: int = 1 << 16,
+        max_unsent: int = 1 << 20,
+        max_connections: int | None = None,
+    ) -> None:
+        self.poller = poller
+        self.engine = engine
+        self.timeouts = timeouts
+        self.buffer_size = buffer_size
+        self.max_unsent = max_unsent
+        self.max_connections = max_connections
+        self.now = poller.now
+        self.connections: dict[int, Connection] = {}
+        self.acceptors: dict[int, Acceptor] = {}
+        self.full = False
+        self.stopped = threading.Event()
+        self._events: Any = iter(())
+        self._doors: list[int] = []
+        self._freed: list[Connection] = []
+        self._again: list[Connection] = []
+        self._parked: list[Connection] = []
+        self._mailbox: deque[tuple[Callable[..., None], Any]] = deque()
+        self._polling = False
+        self._unswept: list[Connection] = []
+        self._slice = 0
+        self._next_sweep = 0.0
+
+    def admit(self, sock: socket.socket, base: dict[str, Any]) -> None:
+        """Take in an accepted socket."""
+        fd = sock.fileno()
+        self.poller.register(fd, READ)
+        self.connections[fd] = Connection(sock, self, base, IDLE)
+        if len(self.connections) == self.max_connections and not self.engine.draining:
+            for acceptor in self.acceptors.values():
+                acceptor.pause()
+
+    def _settle(self, conn: Connection) -> None:
+        """Let the poller watch for what the connection's state waits for."""
+        if conn.owned or conn.sock.fileno() < 0:
+            return
+        if conn.state == CLOSED:
+            self._forget(conn)
+            return
+        if conn.state == IDLE and (conn.incoming is not None or self.engine.draining):
+            self._again.append(conn)
+        self._watch(conn, INTEREST[conn.state])
+
+    def _watch(self, conn: Connection, interest: int) -> None:
+        before, conn.interest = conn.interest, interest
+        if before == interest:
+            return
+        fd = conn.sock.fileno()
+        if not before:
+            self.poller.register(fd, interest)
+        elif not interest:
+            self.poller.unregister(fd)
+        else:
+            self.poller.modify(fd, interest)
+
+    def _forget(self, conn: Connection) -> None:
+        """Out of the poller and the table; closed when the batch is over."""
+        if self.connections.pop(conn.sock.fileno(), None) is not conn:
+            return
+        self._watch(conn, 0)
+        self._freed.append(conn)
+        if len(self.connections) + 1 == self.max_connections:
+            for acceptor in self.acceptors.values():
+                acceptor.resume()
+
+    def _step(self, conn: Connection) -> None:
+        """Do what the connection is ready for, as its state has it."""
+        state = conn.state
+        if state >= FLUSHING:
+            self._step_out(conn)
+        elif self.full:
+            self._park(conn)
+        elif state == PAUSED or (state == IDLE and conn.incoming is not None):
+            self.engine.resume(conn)
+        else:
+            data = conn.receive()
+            if data is not None:
+                self.engine.received(conn, data)
+            elif self.engine.draining and state == IDLE:
+                conn.state = CLOSED
+
+    def _step_out(self, conn: Connection) -> None:
+        """The same for a connection whose answer has been made."""
+        if conn.state == LINGERING:
+            data = conn.receive()
+            if data is not None:
+                self.engine.received(conn, data)
+        elif conn.state != CLOSED and conn.flush():
+            self.engine.flushed(conn)
+
+    def _serve(self, conn: Connection) -> bool:
+        """An event of a connection; False when the lead was lost over it."""
+        if conn.owned:
+            self._silence(conn)
+            return True
+        try:
+            self._step(conn)
+        except ClientDisconnected:
+            conn.state = CLOSED
+        except Exception:
+            error_log.exception("error in the loop; one connection is dropped")
+            conn.state = CLOSED
+        if conn.owned:
+            return False
+        if conn.state != IDLE or conn.interest != READ or conn.incoming is not None:
+            self._settle(conn)
+        return True
+
+    def _silence(self, conn: Connection) -> None:
+        """Another thread owns it: watch it no more, unless it came back at this moment."""
+        self._watch(conn, 0)
+        if not conn.owned:
+            self._settle(conn)
+
+    def serve(self) -> Connection | None:
+        """Serve until the end (None), or until the lead is lost over the returned connection."""
+        while not self.stopped.is_set():
+            try:
+                conn = self._batch()
+                if conn is not None:
+                    return conn
+                self._between()
+            except Exception:
+                error_log.exception("error in the loop, which goes on")
+        return None
+
+    def _batch(self) -> Connection | None:
+        """Serve what is left of the batch; the connection over which the lead was lost."""
+        connections = self.connections
+        for fd, _ in self._events:
+            conn = connections.get(fd)
+            if conn is None:
+                self._doors.append(fd)
+            elif not self._serve(conn):
+                return conn
+        return None
+
+    def _between(self) -> None:
+        """Between two batches: close, let in, read the mail, and wait for the next one."""
+        for conn in self._freed:
+            conn.close()
+        self._freed.clear()
+        doors, self._doors = self._doors, []
+        for fd in doors:
+            if fd in self.acceptors:
+                self.acceptors[fd].on_readable()
+        while self._mailbox and not self.stopped.is_set():
+            fn, argument = self._mailbox.popleft()
+            fn(argument)
+        if self.engine.draining and not self.connections and not self.acceptors:
+            self._stop()
+        if not self.stopped.is_set():
+            self._wait()
+
+    def post(self, fn: Callable[..., None], argument: Any = None) -> None:
+        """Let the leader call `fn(argument)` between two batches; from any thread."""
+        self._mailbox.append((fn, argument))
+        if self._polling:
+            self.poller.wake()
+
+    def _wait(self) -> None:
+        """Wait for the next batch, and look at the clock."""
+        self._polling = True
+        ready = self.poller.poll(self._patience())
+        self._polling = False
+        self.now = self.poller.now
+        if self._again:
+            ready = [(conn.sock.fileno(), READ) for conn in self._again] + ready
+            self._again = []
+        self._events = iter(ready)
+        for timer in self.poller.due():
+            try:
+                timer()
+            except Exception:
+                error_log.exception("error in a timer")
+        if self.connections and self.now >= self._next_sweep:
+            self._sweep()
+
+    def _patience(self) -> float | None:
+        """Seconds to wait at most; an empty server waits for ever."""
+        if self._again or self._mailbox:
+            return 0.0
+        return max(0.0, self._next_sweep - self.now) if self.connections else None
+
+    def _sweep(self) -> None:
+        """Look at a slice of the connections for deadlines that have passed."""
+        self._next_sweep = self.now + SWEEP
+        if not self._unswept:
+            self._unswept = list(self.connections.values())
+            self._slice = -(-len(self._unswept) // SLICES)
+        for conn in self._unswept[-self._slice :]:
+            self._look_at(conn)
+        del self._unswept[-self._slice :]
+
+    def _look_at(self, conn: Connection) -> None:
+        if conn.owned:  # asked first: what the owner changes meanwhile is not ours to judge
+            if conn.state == CALL and self._late(conn):
+                conn.cut()
+        elif (conn.interest or conn.state == PAUSED) and self._late(conn):
+            self.engine.expired(conn)
+            self._settle(conn)
+        elif conn.state == PAUSED:
+            self._again.append(conn)
+
+    def _late(self, conn: Connection) -> bool:
+        limit = self.timeouts[conn.state]
+        return limit is not None and self.now - conn.since > limit
+
+    def _park(self, conn: Connection) -> None:
+        """No thread is left for a call: what the client sends waits in the kernel."""
+        self._watch(conn, 0)
+        self._parked.append(conn)
+        if not self.full:
+            self.post(self._unpark)
+
+    def _unpark(self, _: object) -> None:
+        parked, self._parked = self._parked, []
+        for conn in parked:
+            conn.since = self.now
+            self._settle(conn)
+
+    def begin(self, conn: Connection, call: object) -> None:
+        """Application code starts to run for `conn`; `call` is an object of this call alone."""
+
+    def end(self, conn: Connection) -> None:
+        """Application code has returned."""
+
+    def wait_writable(self, conn: Connection) -> None:
+        """Block until the client has taken what waits for it.
+
+        Raises ClientDisconnected when it has not read for too long.
+        """
+        patience = self.timeouts[FLUSHING]
+        waiter = select.poll()
+        waiter.register(conn.sock, select.POLLOUT)
+        while not conn.flush():
+            if not waiter.poll(None if patience is None else patience * 1000):
+                raise ClientDisconnected("the client stopped reading")
+
+    def drain(self) -> None:
+        """Accept what has completed its handshake, answer what is in flight, and stop."""
+        self.post(self._drain)
+
+    def stop(self) -> None:
+        """Cut everything off."""
+        self.post(self._stop)
+
+    def _drain(self, _: object) -> None:
+        self.engine.draining = True
+        for acceptor in self.acceptors.values():
+            acceptor.resume()
+            while acceptor.on_readable():
+                pass
+            acceptor.close()
+        self.acceptors.clear()
+        self._again += [c for c in self.connections.values() if c.state == IDLE and not c.owned]
+
+    def _stop(self, _: object = None) -> None:
+        for acceptor in self.acceptors.values():
+            acceptor.close()
+        self.poller.close()
+        for conn in self.connections.values():
+            if conn.owned:
+                conn.cut()
+            else:
+                conn.close()
+        self.stopped.set()
+
 
 SWEEP = 0.25  # seconds between two slices of the sweep
 SLICES = 4  # slices of the table in one whole sweep
@@ -68,8 +349,11 @@ class Follower:
             self.baton.acquire()
 
     def cpu_time(self) -> float:
-        """Seconds of CPU that the thread has used."""
-        return time.clock_gettime(self.cpu_clock) if self.cpu_clock is not None else 0.0
+        """Seconds of CPU that the thread has used; 0.0 where nobody can tell."""
+        try:
+            return time.clock_gettime(self.cpu_clock) if self.cpu_clock is not None else 0.0
+        except OSError:  # the thread has ended
+            return 0.0
 
     def asleep(self) -> bool:
         """Whether the thread waits for more than a processor (proc(5); elsewhere: True)."""
@@ -80,322 +364,135 @@ class Follower:
             return True
 
 
-class LeaderFollowers:
-    """One poller, the connections it watches, and the threads that take turns at leading.
+class LeaderFollowers(InlineLoop):
+    """A loop whose threads take turns: who is held up by a handler loses the lead to another.
 
     At most one thread leads at any time. It alone changes the table, the poller's registrations
-    and the states of connections that nobody owns. A thread whose handler blocks loses the lead
-    to a follower and owns its connection until the handler returns.
+    and the states of connections that nobody owns. A thread that has lost the lead owns its
+    connection until the handler returns. At most `max_threads` threads do; then the leader
+    begins no call until one of them is back. Other options: see InlineLoop.
     """
 
     def __init__(
-        self,
-        poller: Poller,
-        engine: Engine,
-        *,
-        timeouts: dict[ConnectionState, float | None],
-        buffer_size: int = 1 << 16,
-        max_threads: int = 64,
-        max_connections: int | None = None,
-        wake_monitor: Callable[[], None] = lambda: None,
+        self, poller: Poller, engine: Engine, *, max_threads: int = 64, **options: Any
     ) -> None:
-        self.poller = poller
-        self.engine = engine
-        self.timeouts = timeouts
-        self.buffer_size = buffer_size
+        super().__init__(poller, engine, **options)
         self.max_threads = max_threads
-        self.max_connections = max_connections
-        self.wake_monitor = wake_monitor
-        self.now = poller.now
-        self.connections: dict[int, Connection] = {}
-        self.acceptors: dict[int, Acceptor] = {}
-        self.calls: dict[Connection, object] = {}
         self.leader: Follower | None = None
+        self.calls: dict[Connection, object] = {}
         self.eager = False
         self.blocking = 0.0
         self.monitor_parked = False
+        self.wake_monitor: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
-        self._followers: list[Follower] = []
         self._everyone: list[Follower] = []
+        self._followers: list[Follower] = []
         self._busy = 0
-        self._events: Any = iter(())
-        self._mailbox: deque[tuple[Callable[..., None], Any]] = deque()
-        self._polling = False
-        self._again: list[Connection] = []
-        self._parked: list[Connection] = []
-        self._freed: list[Connection] = []
-        self._doors: list[int] = []
-        self._unswept: list[Connection] = []
-        self._slice = 0
-        self._next_sweep = 0.0
-        self.stopped = threading.Event()
-
-    # The lead
 
     def start(self) -> None:
-        """Let a first thread lead."""
+        """Let a first thread lead, and a second one wait. RuntimeError if there can be none."""
         with self._lock:
-            self._pass_lead()
+            self._everyone = [Follower(self), Follower(self)]
+            self._followers = [*self._everyone]
+            self._pass_lead(self._followers.pop())
 
     def lead(self, me: Follower) -> bool:
-        """Poll and serve until the lead is lost (True) or the group has stopped (False)."""
-        connections = self.connections
-        while not self.stopped.is_set():
-            for fd, events in self._events:
-                conn = connections.get(fd)
-                if conn is None:
-                    self._doors.append(fd)
-                elif not self._serve(conn, events):
-                    self._give_back(conn, me)
-                    return not self.stopped.is_set()
-            try:
-                self._turn()
-            except Exception:
-                error_log.exception("error in the loop, which goes on")
-        return False
+        """Serve until the lead is lost and the call is over (True) or the group stops (False)."""
+        conn = self.serve()
+        if conn is not None:
+            self._give_back(conn, me)
+        return not self.stopped.is_set()
 
-    def _serve(self, conn: Connection, events: int) -> bool:
-        """One event of one connection; False when the lead was lost over it."""
-        if conn.owned:
-            self._silence(conn)
-            return True
+    def _reserve(self) -> Follower | None:
+        """The follower that waited least, else a new one; None if no thread can be started."""
+        if self._followers:
+            return self._followers.pop()
         try:
-            state = conn.state
-            if FLUSHING <= state <= REFUSING:
-                if conn.flush():
-                    self.engine.flushed(conn)
-            elif self._busy >= self.max_threads and state != LINGERING:
-                self._park(conn)
-                return True
-            elif state == PAUSED or (state == IDLE and conn.incoming is not None):
-                self.engine.resume(conn)
-            else:
-                data = conn.receive()
-                if data is not None:
-                    self.engine.received(conn, data)
-                elif self.engine.draining and state == IDLE:
-                    conn.state = CLOSED
-        except ClientDisconnected:
-            conn.state = CLOSED
-        except Exception:
-            error_log.exception("error in the loop; one connection is dropped")
-            conn.state = CLOSED
-        if conn.owned:
-            return False
-        if conn.state != IDLE or conn.interest != READ or conn.incoming is not None:
-            self._settle(conn)
-        return True
+            follower = Follower(self)
+        except RuntimeError:
+            return None
+        self._everyone.append(follower)
+        return follower
 
-    def _turn(self) -> None:
-        """Between two batches: close, read the mailbox, sweep, and wait for the next batch."""
-        for conn in self._freed:
-            conn.close()
-        self._freed.clear()
-        for fd in self._doors:
-            if fd in self.acceptors:
-                self.acceptors[fd].on_readable()
-        self._doors.clear()
-        while self._mailbox:
-            fn, argument = self._mailbox.popleft()
-            fn(argument)
-        if self.engine.draining and not self.connections and not self.acceptors:
-            self._stop()
-        if self.stopped.is_set():
-            return
-        again, self._again = self._again, []
-        self._polling = True
-        events = self.poller.poll(0.0 if again or self._mailbox else self._patience())
-        self._polling = False
-        self.now = self.poller.now
-        for timer in self.poller.due():
-            timer()
-        if self.connections and self.now >= self._next_sweep:
-            self._sweep()
-        if again:
-            events = [(conn.sock.fileno(), READ) for conn in again] + events
-        self._events = iter(events)
-
-    def post(self, fn: Callable[..., None], argument: Any = None) -> None:
-        """Let the leader call `fn(argument)` between two batches; from any thread."""
-        self._mailbox.append((fn, argument))
-        if self._polling:
-            self.poller.wake()
-
-    def _patience(self) -> float | None:
-        """Seconds to wait at most; an empty server waits for ever."""
-        return max(0.0, self._next_sweep - self.now) if self.connections else None
-
-    def _sweep(self) -> None:
-        """Look at a slice of the connections for deadlines that have passed."""
-        self._next_sweep = self.now + SWEEP
-        if not self._unswept:
-            self._unswept = list(self.connections.values())
-            self._slice = -(-len(self._unswept) // SLICES)
-        for conn in self._unswept[-self._slice :]:
-            limit = self.timeouts[conn.state]
-            late = limit is not None and self.now - conn.since > limit
-            if conn.owned:
-                if late and conn.state == CALL:
-                    conn.cut()
-            elif late and (conn.interest or conn.state == PAUSED):
-                self.engine.expired(conn)
-                self._settle(conn)
-            elif conn.state == PAUSED:
-                self._again.append(conn)
-        del self._unswept[-self._slice :]
-
-    # Connections
-
-    def admit(self, sock: socket.socket, base: dict[str, Any]) -> None:
-        """Take in an accepted socket."""
-        conn = Connection(sock, self, base, IDLE)
-        fd = sock.fileno()
-        self.connections[fd] = conn
-        self.poller.register(fd, READ)
-        if len(self.connections) == self.max_connections:
-            for acceptor in self.acceptors.values():
-                acceptor.pause()
-
-    def _settle(self, conn: Connection) -> None:
-        """Let the poller watch for what the connection's state waits for."""
-        if conn.owned or conn.sock.fileno() < 0:
-            return
-        if conn.state == CLOSED:
-            self._forget(conn)
-            return
-        if conn.state == IDLE and (conn.incoming is not None or self.engine.draining):
-            self._again.append(conn)
-        self._watch(conn, INTEREST[conn.state])
-
-    def _watch(self, conn: Connection, interest: int) -> None:
-        before, conn.interest = conn.interest, interest
-        fd = conn.sock.fileno()
-        if before == interest:
-            return
-        if not before:
-            self.poller.register(fd, interest)
-        elif not interest:
-            self.poller.unregister(fd)
-        else:
-            self.poller.modify(fd, interest)
-
-    def _forget(self, conn: Connection) -> None:
-        """Out of the poller and the table; closed when the batch is over."""
-        if self.connections.pop(conn.sock.fileno(), None) is conn:
-            self._watch(conn, 0)
-            self._freed.append(conn)
-            if len(self.connections) + 1 == self.max_connections:
-                for acceptor in self.acceptors.values():
-                    acceptor.resume()
-
-    def _silence(self, conn: Connection) -> None:
-        """An event for a connection that another thread owns: watch it no more until it is back."""
-        self._watch(conn, 0)
-        if not conn.owned:
-            self._settle(conn)
-
-    def _park(self, conn: Connection) -> None:
-        """Every thread is busy: what the client sends waits in the kernel."""
-        self._watch(conn, 0)
-        self._parked.append(conn)
-
-    def _unpark(self, _: object) -> None:
-        parked, self._parked = self._parked, []
-        for conn in parked:
-            conn.since = self.now
-            self._settle(conn)
-
-    # Calls into the application
+    def _pass_lead(self, follower: Follower, conn: Connection | None = None) -> None:
+        """Let `follower` lead; the thread that did owns `conn` now. The caller has the lock."""
+        if conn is not None:
+            conn.owned = True
+            self._busy += 1
+            self.full = self._busy >= self.max_threads
+        self.leader = follower
+        follower.baton.release()
 
     def begin(self, conn: Connection, call: object) -> None:
         """A call starts. Inline it runs under a record; eagerly the lead passes on first."""
         if conn.owned:
             return
         if self.eager:
-            with self._lock:
-                self._pass_lead(conn)
-            return
+            conn.since = time.monotonic()
+            if self._hand_over(conn):
+                return
         self.calls[conn] = call
         if self.monitor_parked:
             self.monitor_parked = False
             self.wake_monitor()
 
     def end(self, conn: Connection) -> None:
-        """The call is over. Whoever takes its record out of `calls` has won: this thread or a
-        promotion, which then is about to make the thread the connection's owner."""
+        """The call is over. Whoever takes its record out of `calls` has won: this thread, or
+        a promotion, which then makes this thread the connection's owner."""
         if self.calls.pop(conn, None) is None:
-            with self._lock:
+            with self._lock:  # a promotion that has won may still be at work
                 pass
             if self.eager:
-                self._note(conn)
+                self._note(time.monotonic() - conn.since)
 
     def promote(self, conn: Connection, call: object) -> bool:
-        """Take the lead from a thread that is stuck in `call`; False when it was not, or no
-        thread is left to take it."""
+        """Take the lead from a thread that is stuck in `call`.
+
+        False when it was not, or when there is no thread to take it.
+        """
         with self._lock:
-            if self._busy >= self.max_threads or self.calls.get(conn) is not call:
+            if self.calls.get(conn) is not call:
                 return False
-            try:
-                follower = self._reserve()
-            except RuntimeError:  # no further thread can be started
+            follower = self._reserve()
+            if follower is None:
                 return False
-            if self.calls.pop(conn, None) is None:
+            if self.calls.pop(conn, None) is None:  # it has ended while a thread was started
                 self._followers.append(follower)
                 return False
-            self._pass_lead(conn, follower)
-        return True
+            self._pass_lead(follower, conn)
+            return True
+
+    def _hand_over(self, conn: Connection) -> bool:
+        """Pass the lead on of one's own accord; False when there is no thread to take it."""
+        with self._lock:
+            follower = self._reserve()
+            if follower is not None:
+                self._pass_lead(follower, conn)
+            return follower is not None
 
     def wait_writable(self, conn: Connection) -> None:
-        """Block until the client has taken what waits for it, or has stalled for too long."""
-        with self._lock:
-            if self.calls.pop(conn, None) is not None:
-                self._pass_lead(conn)
-        patience = self.timeouts[FLUSHING]
-        waiter = select.poll()
-        waiter.register(conn.sock, select.POLLOUT)
-        while not conn.flush():
-            if not waiter.poll(None if patience is None else patience * 1000):
-                raise ClientDisconnected("the client stopped reading")
-
-    def _reserve(self) -> Follower:
-        if self._followers:
-            return self._followers.pop()
-        self._everyone.append(Follower(self))
-        return self._everyone[-1]
-
-    def _pass_lead(self, conn: Connection | None = None, follower: Follower | None = None) -> None:
-        """Let a follower lead, the one that waited least; the caller holds the lock."""
-        follower = follower or self._reserve()
-        if conn is not None:
-            conn.owned = True
-            self._busy += 1
-        self.leader = follower
-        follower.baton.release()
+        if self.calls.pop(conn, None) is not None and not self._hand_over(conn):
+            raise ClientDisconnected("no thread is left to wait for a slow client")
+        super().wait_writable(conn)
 
     def _give_back(self, conn: Connection, me: Follower) -> None:
         """The former leader has finished: the connection returns, the thread follows."""
+        at_rest = conn.state == IDLE and conn.incoming is None
         with self._lock:
-            self._busy -= 1
             if self.stopped.is_set():
                 conn.close()
                 return
+            self._busy -= 1
+            self.full = False
             self._followers.append(me)
-        if conn.state == IDLE and conn.incoming is None:
-            conn.owned = False
-            if conn.interest != READ:
-                self.post(self._settle, conn)
-        else:
-            self.post(self._returned, conn)
+            conn.owned = False  # from here on it is the leader's
+        if not at_rest or conn.interest != READ:
+            self.post(self._settle, conn)
         if self._parked:
             self.post(self._unpark)
 
-    def _returned(self, conn: Connection) -> None:
-        conn.owned = False
-        self._settle(conn)
-
-    def _note(self, conn: Connection) -> None:
-        """Remember how large the share of calls that block is; when it is small, go inline."""
-        took = time.monotonic() - conn.since
+    def _note(self, took: float) -> None:
+        """Remember which share of the calls blocks; when it is small, go inline."""
         self.blocking += ((took > SHORT) - self.blocking) / 64
         if self.blocking < FEW:
             self.eager = False
@@ -406,42 +503,24 @@ class LeaderFollowers:
             idle = [*self._followers] if self.calls else [*self._followers, self.leader]
             return [each.thread for each in self._everyone if each not in idle]
 
-    # The end
-
-    def drain(self) -> None:
-        """Accept what has completed its handshake, answer what is in flight, and stop."""
-        self.post(self._drain)
-
-    def stop(self) -> None:
-        """Cut everything off."""
-        self.post(self._stop)
-
-    def _drain(self, _: object) -> None:
-        self.engine.draining = True
-        for acceptor in self.acceptors.values():
-            acceptor.resume()  # also when it is paused
-            while acceptor.on_readable():
-                acceptor.resume()
-            acceptor.close()
-        self.acceptors.clear()
-        self._again += [c for c in self.connections.values() if c.state == IDLE and not c.owned]
-
     def _stop(self, _: object = None) -> None:
-        if self.stopped.is_set():
-            return
-        for acceptor in self.acceptors.values():
-            acceptor.close()
-        for conn in list(self.connections.values()):
-            if conn.owned:
-                conn.cut()
-            else:
-                self._forget(conn)
-                conn.close()
-        self.poller.close()
         with self._lock:
-            self.stopped.set()
+            super()._stop()
             for follower in self._followers:
                 follower.baton.release()
+            self._followers.clear()
+
+
+SHORT = 0.0003  # seconds: a call that takes longer has blocked
+FEW, MANY = 0.2, 0.6  # shares of blocking calls: below the one inline, above the other eager
+
+REST = 0.002  # seconds between two looks of the monitor, while nothing blocks
+SHORTEST = 0.0002  # the same, while much does
+CALM = 0.1  # seconds without a promotion after which it looks less often
+DROWSY, LONG = 8, 0.016  # looks without a call after which it rests longer, and how long
+QUIET = 50  # looks without a call after which it sleeps
+BURN = 10  # switch intervals for which a handler may burn CPU before it loses the lead
+BURNERS = 2  # how many such handlers run at once
 
 
 class Monitor:
@@ -450,40 +529,22 @@ class Monitor:
     Runs in a thread of its own, by custom the main thread. Asleep while nothing happens.
     """
 
-    def __init__(self, groups: list[LeaderFollowers], clock: Any = time.monotonic) -> None:
-        self._watches = [_Watch(group) for group in groups]
+    def __init__(
+        self, groups: list[LeaderFollowers], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.quantum = REST
+        self._watches = [Watch(group) for group in groups]
         self._clock = clock
+        self._promoted = clock()
         self._bell = threading.Lock()
         self._bell.acquire()
-        self.quantum = REST
-        self._promoted = clock()
         for group in groups:
             group.wake_monitor = self.wake
 
     def wake(self) -> None:
-        """End the present sleep; from any thread."""
-        with contextlib.suppress(RuntimeError):
+        """End the present sleep, or the next one; from any thread, or a signal."""
+        with contextlib.suppress(RuntimeError):  # it was rung already
             self._bell.release()
-
-    def run(self, over: Callable[[], bool], may_sleep: Callable[[], bool]) -> None:
-        """Look again and again until it is `over`."""
-        quiet = 0
-        while not over():
-            quiet = 0 if self.look() else quiet + 1
-            if quiet < QUIET or not may_sleep():
-                self._bell.acquire(timeout=self.quantum)
-            else:
-                self._park()
-                quiet = 0
-
-    def _park(self) -> None:
-        """Sleep until a call begins. Both sides publish, then look again: no call is missed."""
-        for watch in self._watches:
-            watch.group.monitor_parked = True
-        if not any(watch.group.calls for watch in self._watches):
-            self._bell.acquire()
-        for watch in self._watches:
-            watch.group.monitor_parked = False
 
     def look(self) -> bool:
         """Look at every group once; True when one of them was in a call."""
@@ -497,54 +558,77 @@ class Monitor:
             self.quantum = min(self.quantum * 2, REST)
         return any(seen)
 
+    def run(self, over: Callable[[], bool], may_sleep: Callable[[], bool]) -> None:
+        """Look again and again until it is `over`."""
+        quiet = 0
+        while not over():
+            quiet = 0 if self.look() else quiet + 1
+            if quiet < QUIET or not may_sleep():
+                self._bell.acquire(timeout=self.quantum if quiet < DROWSY else LONG)
+            else:
+                self._park()
+                quiet = 0
 
-class _Watch:
+    def _park(self) -> None:
+        """Sleep until a call begins. Both sides publish, then look again: no call is missed."""
+        for watch in self._watches:
+            watch.group.monitor_parked = True
+        if not any(watch.group.calls for watch in self._watches):
+            self._bell.acquire()
+        for watch in self._watches:
+            watch.group.monitor_parked = False
+
+
+class Watch:
     """What the monitor remembers of one group between two looks."""
 
     def __init__(self, group: LeaderFollowers) -> None:
         self.group = group
-        self.promoted = self.promoted_before = False
+        self.promoted = False
         self._call: object = None
         self._leader: Follower | None = None
-        self._began = self._began_cpu = self._looked = self._cpu = 0.0
-        self._in_call = False
+        self._looked = self._cpu = self._began = self._began_cpu = 0.0
         self._burners: list[Connection] = []
 
     def look(self, now: float) -> bool:
         """Promote a follower if the leader is stuck; True when a call was seen."""
-        group, self.promoted_before, self.promoted = self.group, self.promoted, False
-        conn, call = next(iter(list(group.calls.items())), (None, None))
-        leader = group.leader
+        group, leader = self.group, self.group.leader
         if leader is None or group.eager:
+            self.promoted = False
             return False
+        conn, call = next(iter(list(group.calls.items())), (None, None))
         cpu = leader.cpu_time()
-        self._sample(conn is not None, leader, now, cpu)
-        if conn is None or call is not self._call:
+        self._estimate(leader, call, now, cpu)
+        if call is not self._call:
             self._call, self._began, self._began_cpu = call, now, cpu
-            return conn is not None
+        self.promoted = conn is not None and self._judge(leader, conn, now, cpu)
+        self._leader, self._looked, self._cpu = leader, now, cpu
+        return conn is not None
+
+    def _estimate(self, leader: Follower, call: object, now: float, cpu: float) -> None:
+        """Learn which share of the calls blocks: the leader's CPU clock stands still in them."""
+        if leader is not self._leader:
+            if not self.promoted:
+                return
+            blocked = True
+        elif cpu - self._cpu >= (now - self._looked) / 3:
+            blocked = False
+        elif call is not None and self._call is not None and leader.asleep():
+            blocked = True
+        else:
+            return
+        group = self.group
+        group.blocking += (blocked - group.blocking) / 16
+        if group.blocking > MANY:
+            group.blocking, group.eager = 1.0, True
+
+    def _judge(self, leader: Follower, conn: Connection, now: float, cpu: float) -> bool:
+        """Promote over a call that blocks, or that has burnt for too long; True if it blocked."""
         waited, burnt = now - self._began, cpu - self._began_cpu
         if burnt < waited / 2:
-            self.promoted = leader.asleep() and group.promote(conn, call)
-        elif waited > BURN * sys.getswitchinterval():
-            self._promote_burner(conn, call)
-        return True
-
-    def _sample(self, in_call: bool, leader: Follower, now: float, cpu: float) -> None:
-        """Learn which share of the calls blocks: the leader's CPU clock stands still over them."""
-        still = cpu - self._cpu < (now - self._looked) / 3
-        counts = not still or (in_call and self._in_call)
-        if leader is not self._leader:
-            counts = still = self.promoted_before
-        elif counts and still:
-            counts = leader.asleep()
-        self._leader, self._looked, self._cpu, self._in_call = leader, now, cpu, in_call
-        group = self.group
-        if counts:
-            group.blocking += (still - group.blocking) / 16
-            if group.blocking > MANY:
-                group.blocking, group.eager = 1.0, True
-
-    def _promote_burner(self, conn: Connection, call: object) -> None:
-        self._burners = [burner for burner in self._burners if burner.owned]
-        if len(self._burners) < BURNERS and self.group.promote(conn, call):
-            self._burners.append(conn)
+            return leader.asleep() and self.group.promote(conn, self._call)
+        if waited > BURN * sys.getswitchinterval():
+            self._burners = [burner for burner in self._burners if burner.owned]
+            if len(self._burners) < BURNERS and self.group.promote(conn, self._call):
+                self._burners.append(conn)
+        return False
