@@ -8,7 +8,9 @@ reads a staged copy of the sources, in which exported cells carry a caption that
 module, and each module has a page whose lines lead back to their cells.
 """
 
+import argparse
 import html
+import inspect
 import re
 import shutil
 import subprocess
@@ -22,8 +24,10 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from book.notebook import ROOT, Notebook
-from book.tangle import Project, Tangled
+import hop.__main__
+from book.notebook import ROOT, Notebook, TangleError
+from book.project import Project, Tangled
+from hop import Engine, Limits, ListenConfig, Server, Storage
 
 OUT = ROOT / "build" / "book"
 #: What a page's name ends with, by the builder that writes it.
@@ -193,7 +197,7 @@ def landing(found: list[Chapter], pages: list[str], modules: list[str]) -> str:
     picture = (ROOT / "book" / "loop.svg").read_text()
     trees = [
         toctree("The chapters", [f"notebooks/{chapter.name}" for chapter in found], numbered=True),
-        toctree("Reference", pages) if pages else "",
+        toctree("To look things up", pages) if pages else "",
         toctree("The modules", [f"code/{name}" for name in modules]),
     ]
     text = (ROOT / "book" / "index.md").read_text()
@@ -207,6 +211,37 @@ def toctree(caption: str, entries: list[str], numbered: bool = False) -> str:
     depth = ":numbered: 2\n" if numbered else ""
     listed = "\n".join(entries)
     return f"```{{toctree}}\n:caption: {caption}\n:hidden:\n:maxdepth: 2\n{depth}\n{listed}\n```\n"
+
+
+# ---------------------------------------------------------------- the reference
+
+
+def reference(text: str) -> str:
+    """book/reference.md, with the options as the command line knows them."""
+    parser = hop.__main__._parser()
+    _positional, *groups = parser._action_groups
+    tables = "\n".join(option_table(group) for group in groups)
+    classes = (Server, Engine, Limits, ListenConfig, Storage)
+    signatures = "\n".join(f"| `{each.__name__}` | {parameters(each)} |" for each in classes)
+    return text.replace("<!-- options -->", tables).replace("<!-- signatures -->", signatures)
+
+
+def option_table(group: argparse._ArgumentGroup) -> str:
+    """One group of options: how each is spelled, its default, and what it does."""
+    rows = []
+    for action in group._group_actions:
+        spelled = ", ".join(f"`{option}`" for option in action.option_strings)
+        given = action.default not in (None, False, argparse.SUPPRESS)
+        default = f"`{action.default}`" if given else ""
+        text = (action.help or "").replace(" (%(default)s)", "")
+        rows.append(f"| {spelled} | {default} | {text} |")
+    title = (group.title or "").capitalize()
+    return f"### {title}\n\n| | default | |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+def parameters(of: type) -> str:
+    """The names of what a class takes."""
+    return ", ".join(f"`{name}`" for name in inspect.signature(of).parameters)
 
 
 # ---------------------------------------------------------------- putting it together
@@ -241,7 +276,7 @@ def stage(source: Path, suffix: str) -> None:
         shutil.copy(image, source / "notebooks")
     pages = sorted(path for path in (ROOT / "book").glob("*.md") if path.stem != "index")
     for path in pages:
-        shutil.copy(path, source)
+        (source / path.name).write_text(reference(path.read_text()))
     names = [path.stem for path in modules]
     (source / "index.md").write_text(landing(found, [path.stem for path in pages], names))
 
@@ -277,7 +312,11 @@ def main(builders: list[str]) -> int:
     if unknown:
         print(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(SUFFIX)}")
         return 2
-    return max([weave(builder) for builder in builders or SUFFIX])
+    try:
+        return max([weave(builder) for builder in builders or SUFFIX])
+    except TangleError as error:
+        print(error, file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

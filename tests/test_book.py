@@ -1,5 +1,7 @@
 """The woven book: complete, at home on one host, with links that lead somewhere."""
 
+import html
+import inspect
 import re
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import pytest
 
 from book.notebook import ROOT
 from book.weave import OUT, chapters, source_map
+from hop import Engine, Server
 
 HTML = OUT / "html"
 #: What a style sheet asks for.
@@ -172,12 +175,24 @@ def test_chapters_are_numbered_from_nought() -> None:
     for number, chapter in enumerate(chapters()):
         text = (HTML / "notebooks" / f"{chapter.name}.html").read_text()
         assert f'<span class="section-number">{number}. </span>' in text
+        assert chapter.name.startswith(f"{number:02}_")
 
 
 def test_the_search_knows_the_words() -> None:
     index = (HTML / "searchindex.js").read_text()
     for word in ("epol", "listen", "chunk"):
         assert word in index
+
+
+def test_the_reference_names_every_option_and_every_key() -> None:
+    text = html.unescape(re.sub(r"<[^>]+>", "", (HTML / "reference.html").read_text()))
+    server = set(inspect.signature(Server).parameters) - {"engine", "listen"}
+    engine = set(inspect.signature(Engine).parameters) - {"app", "limits", "storage"}
+    options = {f"--{name.replace('_', '-')}" for name in server | engine}
+    source = (ROOT / "hop" / "adaptor.py").read_text()
+    keys = set(re.findall(r'"(hop\.[a-z]+)"', source))
+    assert keys >= {"hop.response", "hop.context"}
+    assert {name for name in options | keys if name not in text} == set()
 
 
 def test_the_epub_is_whole_and_well_formed() -> None:
