@@ -1,4 +1,8 @@
-"""The life of a connection: head, body, handler, response, and again."""
+# Tangled from notebooks/06_engine.ipynb. Edit the notebook.
+"""Engine.
+
+The life of a connection: head, body, handler, answer, and again, without ever touching a socket.
+"""
 
 import io
 import logging
@@ -13,12 +17,29 @@ from hop.errors import ClientDisconnected, ProtocolError
 from hop.parser import ChunkedDecoder, Limits, RequestHead, parse_head
 from hop.storage import Storage, StoredBody
 
-__all__ = ["TRANSITIONS", "ConnectionState", "Engine"]
-
-access_log = logging.getLogger("hop.access")
-error_log = logging.getLogger("hop.error")
-
-Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+__all__ = [
+    "BODY",
+    "CALL",
+    "CLOSED",
+    "CLOSING",
+    "FLUSHING",
+    "HEAD",
+    "IDLE",
+    "LATE",
+    "LINGERING",
+    "PAUSED",
+    "REFUSING",
+    "TRANSITIONS",
+    "Application",
+    "ConnectionState",
+    "Engine",
+    "Loop",
+    "PartialBody",
+    "PartialHead",
+    "Transport",
+    "access_log",
+    "error_log",
+]
 
 
 class ConnectionState(IntEnum):
@@ -118,6 +139,10 @@ class PartialBody:
         self.piece = b""
         self.rest = b""
 
+    def whole(self) -> bool:
+        """Whether nothing is missing."""
+        return self._missing == 0 if self.decoder is None else self.decoder.done
+
     def feed(self, data: bytes) -> bool:
         """Take what was read; False when there is no room for it. Raises ProtocolError."""
         if self.decoder is None:
@@ -135,9 +160,11 @@ class PartialBody:
         self.piece = b""
         return True
 
-    def whole(self) -> bool:
-        """Whether nothing is missing."""
-        return self._missing == 0 if self.decoder is None else self.decoder.done
+
+access_log = logging.getLogger("hop.access")
+error_log = logging.getLogger("hop.error")
+
+Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 class Engine:
@@ -194,28 +221,73 @@ class Engine:
             self._move(conn, "room")
             self._finish_body(conn, incoming)
 
-    def flushed(self, conn: Transport) -> None:
-        """All output has left."""
-        if conn.state == REFUSING:
-            conn.hang_up()
-        self._move(conn, "flushed")
-
-    def expired(self, conn: Transport) -> None:
-        """The connection stood in one state for too long."""
-        if conn.state in LATE:
-            self._refuse(conn, LATE[conn.state])
-        else:
-            self._move(conn, "end")
-
     def _move(self, conn: Transport, event: str) -> None:
         """Take the step that the table has for `event`."""
         conn.state = TRANSITIONS[conn.state][event]
         conn.since = conn.loop.now
 
-    def _ended(self, conn: Transport) -> None:
-        """The client sends nothing more. What it left unfinished is never taken for whole."""
-        self._forget(conn)
-        self._move(conn, "end")
+    def _call(
+        self, head: RequestHead, environ: dict[str, Any], response: ResponseWriter
+    ) -> bool:
+        """The call, every `next` and `close`: one thread, and nothing in between.
+
+        False when the application failed and its answer is cut.
+        """
+        whole = False
+        try:
+            result = self.app(environ, response.start_response)
+            try:
+                response.send(result)
+                whole = True
+            finally:
+                close = getattr(result, "close", None)
+                if close is not None:
+                    close()
+        except ClientDisconnected:
+            raise
+        except BaseException:
+            error_log.exception("%s %s", head.method, head.target)
+            if not whole:
+                whole = not response.sent
+                response.fail()
+        return whole
+
+    def _respond(self, conn: Transport, head: RequestHead, body: BinaryIO, more: bool) -> None:
+        """Call the application and send its answer; `more`: other requests wait behind this one."""
+        loop = conn.loop
+        conn.state = CALL
+        conn.since = loop.now
+        deadline = None if self.request_timeout is None else loop.now + self.request_timeout
+        response = ResponseWriter(
+            conn, head, self.date.lines(loop.now), head.keep_alive and not self.draining, deadline
+        )
+        environ = build_environ(conn.base, head, body, response)
+        loop.begin(conn, response)
+        try:
+            whole = self._call(head, environ, response)
+        except ClientDisconnected:
+            whole = False
+        finally:
+            loop.end(conn)
+        conn.since = loop.now
+        if self._access:
+            self._log(head, response)
+        if not whole:
+            conn.state = CLOSED
+        elif response.keep_alive:
+            conn.state = IDLE if conn.backlog is None else FLUSHING
+        elif more:
+            self._linger(conn)
+        else:
+            self._move(conn, "last")
+            if conn.backlog is None:
+                self.flushed(conn)
+
+    def flushed(self, conn: Transport) -> None:
+        """All output has left."""
+        if conn.state == REFUSING:
+            conn.hang_up()
+        self._move(conn, "flushed")
 
     def _requests(self, conn: Transport, data: bytes) -> None:
         """Answer the whole requests in `data` and keep what is left."""
@@ -300,62 +372,16 @@ class Engine:
         finally:
             partial.body.close()
 
-    def _respond(self, conn: Transport, head: RequestHead, body: BinaryIO, more: bool) -> None:
-        """Call the application and send its answer; `more`: other requests wait behind this one."""
-        loop = conn.loop
-        conn.state = CALL
-        conn.since = loop.now
-        deadline = None if self.request_timeout is None else loop.now + self.request_timeout
-        response = ResponseWriter(
-            conn, head, self.date.lines(loop.now), head.keep_alive and not self.draining, deadline
-        )
-        environ = build_environ(conn.base, head, body, response)
-        loop.begin(conn, response)
-        try:
-            whole = self._call(head, environ, response)
-        except ClientDisconnected:
-            whole = False
-        finally:
-            loop.end(conn)
-        conn.since = loop.now
-        if self._access:
-            self._log(head, response)
-        if not whole:
-            conn.state = CLOSED
-        elif response.keep_alive:
-            conn.state = IDLE if conn.backlog is None else FLUSHING
-        elif more:
-            self._linger(conn)
-        else:
-            self._move(conn, "last")
-            if conn.backlog is None:
-                self.flushed(conn)
+    def _ended(self, conn: Transport) -> None:
+        """The client sends nothing more. What it left unfinished is never taken for whole."""
+        self._forget(conn)
+        self._move(conn, "end")
 
-    def _call(
-        self, head: RequestHead, environ: dict[str, Any], response: ResponseWriter
-    ) -> bool:
-        """The call, every `next` and `close`: one thread, and nothing in between.
-
-        False when the application failed and its answer is cut.
-        """
-        whole = False
-        try:
-            result = self.app(environ, response.start_response)
-            try:
-                response.send(result)
-                whole = True
-            finally:
-                close = getattr(result, "close", None)
-                if close is not None:
-                    close()
-        except ClientDisconnected:
-            raise
-        except BaseException:
-            error_log.exception("%s %s", head.method, head.target)
-            if not whole:
-                whole = not response.sent
-                response.fail()
-        return whole
+    def _forget(self, conn: Transport) -> None:
+        """Drop what had arrived of a request."""
+        if isinstance(conn.incoming, PartialBody):
+            conn.incoming.body.close()
+        conn.incoming = None
 
     def _refuse(self, conn: Transport, error: ProtocolError) -> None:
         """Answer the client's mistake and read no further request."""
@@ -385,11 +411,12 @@ class Engine:
         if conn.incoming < 0:
             self._move(conn, "end")
 
-    def _forget(self, conn: Transport) -> None:
-        """Drop what had arrived of a request."""
-        if isinstance(conn.incoming, PartialBody):
-            conn.incoming.body.close()
-        conn.incoming = None
+    def expired(self, conn: Transport) -> None:
+        """The connection stood in one state for too long."""
+        if conn.state in LATE:
+            self._refuse(conn, LATE[conn.state])
+        else:
+            self._move(conn, "end")
 
     def _log(self, head: RequestHead, response: ResponseWriter) -> None:
         access_log.info(

@@ -1,3 +1,4 @@
+# Tangled from notebooks/06_engine.ipynb. Edit the notebook.
 """Where request bodies wait: in memory first, then on disk, and never more than was allowed."""
 
 import io
@@ -75,23 +76,6 @@ class StoredBody:
         self.size += size
         return True
 
-    def rewind(self) -> BinaryIO:
-        """The body from its beginning, for `wsgi.input`; it is complete by then."""
-        if self._file is None or not self._filed:
-            self._memory.seek(0)
-            return self._memory
-        self._file.seek(0)
-        return io.BufferedReader(self._file)
-
-    def close(self) -> None:
-        """Forget the body; closing twice is harmless."""
-        self._memory.close()
-        if self._file is not None:
-            self._file.close()
-        self._storage.give("memory", self.size - self._filed)
-        self._storage.give("disk", self._filed)
-        self.size = self._filed = 0
-
     def _spill(self, data: bytes) -> bool:
         """Put `data` into the file, behind what was in memory; False when there is no room."""
         data = self._memory.getvalue() + data
@@ -120,3 +104,20 @@ class StoredBody:
             self._file.truncate(self._filed)
             self._file.seek(self._filed)
         return False
+
+    def rewind(self) -> BinaryIO:
+        """The body from its beginning, for `wsgi.input`; it is complete by then."""
+        if self._file is None or not self._filed:
+            self._memory.seek(0)
+            return self._memory
+        self._file.seek(0)
+        return io.BufferedReader(self._file)
+
+    def close(self) -> None:
+        """Forget the body; closing twice is harmless."""
+        self._memory.close()
+        if self._file is not None:
+            self._file.close()
+        self._storage.give("memory", self.size - self._filed)
+        self._storage.give("disk", self._filed)
+        self.size = self._filed = 0
