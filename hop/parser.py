@@ -1,4 +1,8 @@
-"""From bytes to a request: heads, chunked bodies, and what bad input gets."""
+# Tangled from notebooks/04_parser.ipynb. Edit the notebook.
+"""The parser.
+
+From bytes to a request: heads, chunked bodies, and what bad input gets.
+"""
 
 import re
 from collections.abc import Iterable
@@ -26,6 +30,10 @@ class Limits:
 DEFAULT_LIMITS = Limits()
 
 
+def _bad(reason: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> ProtocolError:
+    return ProtocolError(status, reason)
+
+
 @dataclass(slots=True)
 class RequestHead:
     """One request head: what the first line said, and what follows for the body and the connection.
@@ -49,34 +57,26 @@ class RequestHead:
     end: int
 
 
-def _bad(reason: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> ProtocolError:
-    return ProtocolError(status, reason)
-
-
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _AUTHORITY = r"(?:\[[0-9A-Fa-f:.]+\]|(?:[\w\-.~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*)"
 
 _is_token = re.compile(_TOKEN).fullmatch
 _origin_form = re.compile(
-    rf"(?!CONNECT )({_TOKEN}) ((/[!\"$->@-~]*)(?:\?([!\"$-~]*))?) (HTTP/1\.[01])"
+    rf"(?!CONNECT )({_TOKEN}) ((/[!\"$->@-~]*)(?:\?([!\"$-~]*))?) (HTTP/1\.[01])()"
 ).fullmatch
 _request_line = re.compile(rf"({_TOKEN}) ([!\"$-~]+) (HTTP/[0-9]\.[0-9])").fullmatch
 _absolute_form = re.compile(r"https?://([^/?]+)(/[^?]*)?(?:\?(.*))?", re.IGNORECASE).fullmatch
 _is_host = re.compile(rf"{_AUTHORITY}(?::[0-9]{{0,5}})?", re.ASCII).fullmatch
 _host_port = re.compile(rf"{_AUTHORITY}:([0-9]{{1,5}})", re.ASCII).fullmatch
-_garbage = re.compile(rb"(?<!\r)\n|\r[^\n]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]").search
-_control = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]").search
 
 
-def _unusual_request_line(line: str) -> tuple[str, str, str, str, str, str]:
-    """Return method, target, path, query, protocol and authority of a request line.
+def _unusual_request_line(line: str) -> tuple[str, ...]:
+    """Return method, target, path, query, protocol and authority of any request line.
 
-    It need not be unusual, but `parse_head` comes here only when `_origin_form` did not match.
     The authority is "" unless the target is in absolute form (RFC 9112, section 3.2).
     """
     if usual := _origin_form(line):
-        method, target, path, query, protocol = usual.groups("")
-        return method, target, path, query, protocol, ""
+        return usual.groups("")
     parts = _request_line(line)
     if parts is None:
         raise _bad("malformed request line")
@@ -99,8 +99,8 @@ def _unusual_request_line(line: str) -> tuple[str, str, str, str, str, str]:
     return method, target, path or "/", query, protocol, authority
 
 
-# Lines of these fields repeat from request to request and are no secret: they may be remembered.
 # fmt: off
+# Lines of these fields repeat from request to request and are no secret: they may be remembered.
 _REPEATING = {
     "CONTENT_TYPE", "HTTP_ACCEPT", "HTTP_ACCEPT_CHARSET", "HTTP_ACCEPT_ENCODING",
     "HTTP_ACCEPT_LANGUAGE", "HTTP_CACHE_CONTROL", "HTTP_CONNECTION", "HTTP_DNT", "HTTP_HOST",
@@ -111,6 +111,8 @@ _REPEATING = {
     "HTTP_USER_AGENT", "HTTP_X_FORWARDED_HOST", "HTTP_X_FORWARDED_PORT",
     "HTTP_X_FORWARDED_PROTO",
 }
+
+
 # fmt: on
 
 
@@ -137,6 +139,11 @@ class _NameMemo(dict[str, tuple[str, bool]]):
         return variable, variable in _REPEATING
 
 
+_names = _NameMemo()
+
+_control = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]").search
+
+
 class _LineMemo(dict[str, tuple[str, str]]):
     """A bounded cache: a raw field line -> (CGI variable, value), both validated."""
 
@@ -158,7 +165,6 @@ class _LineMemo(dict[str, tuple[str, str]]):
         return variable, value
 
 
-_names = _NameMemo()
 _lines = _LineMemo()
 _field = _lines.__getitem__
 
@@ -174,73 +180,7 @@ def _merge(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     return {k: ("; " if k == "HTTP_COOKIE" else ", ").join(v) for k, v in values.items()}
 
 
-def parse_head(
-    data: bytes | bytearray, start: int = 0, limits: Limits = DEFAULT_LIMITS, searched: int = 0
-) -> RequestHead | None:
-    """Parse the request head that begins at offset `start` of `data`.
-
-    Returns None when its end has not arrived. Then call again with more data, and give the
-    length that `data` had in this call as `searched`: what was looked at is not looked at again.
-    Raises ProtocolError as soon as what is there cannot become a head that is accepted.
-    """
-    end = data.find(b"\r\n\r\n", start if searched < start + 3 else searched - 3)
-    if end < 0:
-        _check_partial(data, start, limits, searched)
-        return None
-    lines = data[start:end].decode("latin-1").split("\r\n")
-    line = lines.pop(0) or (lines.pop(0) if lines else "")  # one empty line may lead
-    size = end + 4 - start
-    if size > limits.line or size > limits.head or len(lines) > limits.fields:
-        _check_sizes(line, lines, size, limits)
-    authority = ""
-    if usual := _origin_form(line):
-        method, target, path, query, protocol = usual.groups("")
-    else:
-        method, target, path, query, protocol, authority = _unusual_request_line(line)
-    if "%" in path:
-        path = unquote(path, "latin-1")
-    variables = dict(map(_field, lines))
-    if len(variables) < len(lines) or "" in variables:
-        variables = _merge(map(_field, lines))
-    modern = protocol == "HTTP/1.1"
-    if modern and "HTTP_HOST" not in variables:
-        raise _bad("missing Host")
-    if authority:
-        variables["HTTP_HOST"] = authority
-    length, chunked, expects = None, False, False
-    if "CONTENT_LENGTH" in variables or "HTTP_TRANSFER_ENCODING" in variables:
-        length, chunked = _framing(variables, modern, limits)
-    if modern and "HTTP_EXPECT" in variables:
-        expects = _expects_continue(variables["HTTP_EXPECT"])
-    keep_alive = modern
-    if "HTTP_CONNECTION" in variables:
-        keep_alive = _keeps_alive(variables["HTTP_CONNECTION"].lower(), modern)
-    return RequestHead(
-        method, target, path, query, protocol, variables, length, chunked, keep_alive, expects,
-        end + 4,
-    )  # fmt: skip
-
-
-def _check_sizes(line: str, fields: list[str], size: int, limits: Limits) -> None:
-    """Refuse a complete head that is too large in one way or another."""
-    if len(line) > limits.line:
-        raise _bad("request line too long", HTTPStatus.REQUEST_URI_TOO_LONG)
-    longest = max(map(len, fields), default=0)
-    if longest > limits.line or len(fields) > limits.fields or size > limits.head:
-        raise _bad("header fields too large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-
-
-def _keeps_alive(connection: str, modern: bool) -> bool:
-    """Whether the connection persists (RFC 9112, section 9.3); `close` always wins."""
-    if connection == "keep-alive":
-        return True
-    options = [option.strip(" \t") for option in connection.split(",")]
-    return "close" not in options and (modern or "keep-alive" in options)
-
-
-def _framing(
-    variables: dict[str, str], modern: bool, limits: Limits
-) -> tuple[int | None, bool]:
+def _framing(variables: dict[str, str], modern: bool, limits: Limits) -> tuple[int | None, bool]:
     """Decide how the body is delimited: (content length, chunked) (RFC 9112, section 6.3)."""
     length = variables.get("CONTENT_LENGTH")
     coding = variables.get("HTTP_TRANSFER_ENCODING")
@@ -262,10 +202,22 @@ def _framing(
     return None, True
 
 
+def _keeps_alive(connection: str, modern: bool) -> bool:
+    """Whether the connection persists (RFC 9112, section 9.3); `close` always wins."""
+    if connection == "keep-alive":
+        return True
+    options = [option.strip(" \t") for option in connection.split(",")]
+    return "close" not in options and (modern or "keep-alive" in options)
+
+
 def _expects_continue(expect: str) -> bool:
+    """Whether the client waits for 100 (Continue); nothing else can be expected here."""
     if any(item.strip(" \t") != "100-continue" for item in expect.lower().split(",")):
         raise _bad("unknown expectation", HTTPStatus.EXPECTATION_FAILED)
     return True
+
+
+_garbage = re.compile(rb"(?<!\r)\n|\r[^\n]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]").search
 
 
 def _check_partial(data: bytes | bytearray, start: int, limits: Limits, searched: int) -> None:
@@ -284,7 +236,54 @@ def _check_partial(data: bytes | bytearray, start: int, limits: Limits, searched
         _unusual_request_line(data[start : line_end - 1].decode("latin-1"))
 
 
-_chunk_line = re.compile(rb"([0-9A-Fa-f]{1,16})(;[\t -~\x80-\xff]*)?\r\n").fullmatch
+def _check_sizes(line: str, fields: list[str], size: int, limits: Limits) -> None:
+    """Refuse a complete head that is too large in one way or another."""
+    if len(line) > limits.line:
+        raise _bad("request line too long", HTTPStatus.REQUEST_URI_TOO_LONG)
+    longest = max(map(len, fields), default=0)
+    if longest > limits.line or len(fields) > limits.fields or size > limits.head:
+        raise _bad("header fields too large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+
+
+def parse_head(
+    data: bytes | bytearray, start: int = 0, limits: Limits = DEFAULT_LIMITS, searched: int = 0
+) -> RequestHead | None:
+    """Parse the request head that begins at offset `start` of `data`.
+
+    None: its end has not arrived. Call again with more, and with the length that `data` had
+    now as `searched`, so that nothing is looked at twice. ProtocolError: no head that begins
+    like this is accepted, whatever may follow.
+    """
+    end = data.find(b"\r\n\r\n", start if searched < start + 3 else searched - 3)
+    if end < 0:
+        _check_partial(data, start, limits, searched)
+        return None
+    lines = data[start:end].decode("latin-1").split("\r\n")
+    line = lines.pop(0) or (lines.pop(0) if lines else "")  # one empty line may lead
+    size = end + 4 - start
+    if size > limits.line or size > limits.head or len(lines) > limits.fields:
+        _check_sizes(line, lines, size, limits)
+    usual = _origin_form(line)
+    parts = usual.groups("") if usual else _unusual_request_line(line)
+    method, target, path, query, protocol, authority = parts
+    variables = dict(map(_field, lines))
+    if len(variables) < len(lines) or "" in variables:
+        variables = _merge(map(_field, lines))
+    modern = protocol == "HTTP/1.1"
+    if modern and "HTTP_HOST" not in variables:
+        raise _bad("missing Host")
+    if authority:
+        variables["HTTP_HOST"] = authority
+    length, chunked, keep_alive = None, False, modern
+    if "CONTENT_LENGTH" in variables or "HTTP_TRANSFER_ENCODING" in variables:
+        length, chunked = _framing(variables, modern, limits)
+    if "HTTP_CONNECTION" in variables:
+        keep_alive = _keeps_alive(variables["HTTP_CONNECTION"].lower(), modern)
+    expects = modern and "HTTP_EXPECT" in variables and _expects_continue(variables["HTTP_EXPECT"])
+    path = unquote(path, "latin-1") if "%" in path else path
+    return RequestHead(
+        method, target, path, query, protocol, variables, length, chunked, keep_alive, expects, end + 4
+    )  # fmt: skip
 
 
 class ChunkedDecoder:
@@ -382,3 +381,6 @@ class ChunkedDecoder:
             raise _bad("a trailer cannot say how a message is framed or routed")
         if variable:
             self.trailers.append((text.partition(":")[0], value))
+
+
+_chunk_line = re.compile(rb"([0-9A-Fa-f]{1,16})(;[\t -~\x80-\xff]*)?\r\n").fullmatch
