@@ -408,6 +408,7 @@ class ResponseWriter:
             self._send_pieces(result)
         if self._left is not None and self._left > 0:
             self.keep_alive = False
+        self._left = 0  # the answer is over: what fails from here on does not cut it
 
     def _send_whole(self, body: bytes) -> None:
         size = len(body)

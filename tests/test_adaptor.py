@@ -853,6 +853,21 @@ class TestFailure:
         assert wire.log == ["reset"]
 
 
+    @pytest.mark.parametrize("request_", [GET, OLD])
+    def test_a_complete_answer_is_not_cut_by_its_close(self, request_: bytes):
+        class Result:
+            def __iter__(self) -> Iterator[bytes]:
+                return iter([b"ab"])
+
+            def close(self) -> None:
+                raise LookupError("wanted")
+
+        wire, response = call(simple(Result), request_)
+        assert wire.body in (b"2\r\nab\r\n0\r\n\r\n", b"ab")
+        assert wire.log == []
+        assert not response.keep_alive
+
+
 # h11 is the oracle: it reads every answer of a matrix as a client.
 
 RESULTS: dict[str, Any] = {
