@@ -282,7 +282,8 @@ def parse_head(
     expects = modern and "HTTP_EXPECT" in variables and _expects_continue(variables["HTTP_EXPECT"])
     path = unquote(path, "latin-1") if "%" in path else path
     return RequestHead(
-        method, target, path, query, protocol, variables, length, chunked, keep_alive, expects, end + 4
+        method, target, path, query, protocol, variables,
+        length, chunked, keep_alive, expects, end + 4,
     )  # fmt: skip
 
 
