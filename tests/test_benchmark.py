@@ -362,7 +362,8 @@ def test_workloads_answer_hello():
 
 def test_idle_connections_are_held(monkeypatch):
     std, hop = idle.idle(("std", "hop"), 40)
-    assert (std.connections, std.wanted, std.peak_threads) == (40, 40, 40)
+    assert (std.connections, std.wanted) == (40, 40)
+    assert 39 <= std.peak_threads <= 40  # that of the probe may still be ending at the start
     assert hop.connections == 40
     assert hop.peak_threads < 40
     assert hop.threads_each == hop.peak_threads / 40

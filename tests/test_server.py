@@ -46,8 +46,9 @@ def answer(sock):
 
 
 def get(port, path="/"):
-    with connect(port, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()) as s:
-        return answer(s)
+    request = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    with connect(port, request.encode()) as sock:
+        return answer(sock)
 
 
 def free_port():
@@ -220,7 +221,8 @@ class TestShutdown:
                     sock.close()
 
     def test_what_is_stuck_is_cut_off_and_named(self, caplog):
-        with serve(app) as served, connect(served.port, b"GET /stuck HTTP/1.1\r\nHost: x\r\n\r\n") as s:
+        request = b"GET /stuck HTTP/1.1\r\nHost: x\r\n\r\n"
+        with serve(app) as served, connect(served.port, request) as s:
             group = served.server._groups[0]
             until(lambda: [c for c in group.connections.values() if c.owned])
             assert not served.server.shutdown(0.05)
@@ -229,7 +231,8 @@ class TestShutdown:
 
     def test_a_half_sent_body_may_be_finished(self):
         with serve(app) as served:
-            sock = connect(served.port, b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\nabc")
+            head = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\n"
+            sock = connect(served.port, head + b"abc")
             group = served.server._groups[0]
             until(lambda: [c for c in group.connections.values() if c.incoming])
             served.server.begin_shutdown(20)
