@@ -391,6 +391,8 @@ class Engine:
             f"Content-Type: text/plain\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
         )
         self._forget(conn)
+        if self._access:
+            self._log_refusal(conn, error)
         try:
             conn.write(head.encode() + self.date.lines(conn.loop.now) + b"\r\n" + body)
         except ClientDisconnected:
@@ -428,3 +430,6 @@ class Engine:
             response.status[:3],
             response.size,
         )
+
+    def _log_refusal(self, conn: Transport, error: ProtocolError) -> None:
+        access_log.info('%s "-" %d 0', conn.peer_address() or "-", error.status.value)

@@ -341,6 +341,11 @@ class TestBodies:
         engine.received(conn, b"x" * 7000)
         assert conn.since <= conn.loop.now
 
+    def test_nobody_can_save_up_time(self, conn):
+        engine = Engine(echo)
+        engine.received(conn, length(b"x" * 200_000)[:100_000])
+        assert conn.since == conn.loop.now
+
     def test_a_body_waits_for_room_and_goes_on(self, conn):
         storage = Storage(total_memory=10, total_disk=0)
         engine = Engine(echo, storage=storage)
@@ -531,6 +536,11 @@ class TestLogs:
         with caplog.at_level(logging.INFO, "hop.access"):
             Engine(hello).received(conn, GET)
         assert caplog.messages == ['192.0.2.1 "GET / HTTP/1.1" 200 5']
+
+    def test_a_refusal_has_a_line_without_a_request(self, conn, caplog):
+        with caplog.at_level(logging.INFO, "hop.access"):
+            Engine(hello).received(conn, b"rubbish\n\n")
+        assert caplog.messages == ['192.0.2.1 "-" 400 0']
 
     def test_it_costs_nothing_when_it_is_off(self, conn, caplog):
         engine = Engine(hello)
