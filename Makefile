@@ -43,7 +43,7 @@ serve: $(READY)  ## Serve the example and the book with hop (ADDR=:1826)
 	$(PY) -m examples -type hop -addr $(ADDR)
 
 notebooks: $(READY)  ## Open the notebooks in Jupyter
-	$(VENV)/bin/jupyter lab notebooks
+	$(VENV)/bin/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 book: $(WOVEN)  ## Weave the book: build/book/html and build/book/epub
 	@echo "build/book/html/index.html"
