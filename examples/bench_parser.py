@@ -132,7 +132,8 @@ def run(parse: Callable[[bytes], Any] = parse_head, rounds: int = 200) -> list[R
 def _rows(parsers: dict[str, Callable[[bytes], object]], rounds: int) -> Iterable[Row]:
     for workload, requests in workloads().items():
         for name, parse in parsers.items():
-            yield Row(workload, name, fastest(parse, requests, rounds if name != "h11" else rounds // 4))
+            times = rounds // 4 if name == "h11" else rounds
+            yield Row(workload, name, fastest(parse, requests, times))
 
 
 if __name__ == "__main__":
