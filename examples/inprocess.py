@@ -126,6 +126,8 @@ class FakeLoop:
 
     now = 0.0
     buffer_size = 65536
+    max_unsent = 1 << 20
+    draining = False
 
     def begin(self, conn: Any, call: object) -> None: ...
 

@@ -23,7 +23,6 @@ __all__ = [
     "CHUNKED",
     "CLOSE",
     "FRAMING",
-    "HIGH_WATER",
     "JOIN_LIMIT",
     "LENGTH",
     "NONE",
@@ -43,6 +42,9 @@ __all__ = [
 
 class Loop(Protocol):
     """What the adaptor needs of the loop that a connection belongs to."""
+
+    draining: bool
+    max_unsent: int
 
     def wait_writable(self, conn: Any) -> None:
         """Block the calling thread until the client has taken what waits for it."""
@@ -361,6 +363,8 @@ class ResponseWriter:
             lines.append(b"Transfer-Encoding: chunked\r\n")
         elif framing is CLOSE:
             self.keep_alive = False
+        if self.conn.loop.draining:
+            self.keep_alive = False
         if self.status.startswith("101"):
             self.keep_alive = False
             lines.append(b"Connection: upgrade\r\n")
@@ -394,7 +398,7 @@ class ResponseWriter:
         if data:
             self._put(b"" if self.sent else self._head(None), data)
             conn = self.conn
-            if conn.backlog is not None and conn.pending() > HIGH_WATER:
+            if conn.backlog is not None and conn.pending() > conn.loop.max_unsent:
                 conn.loop.wait_writable(conn)
 
     def send(self, result: Iterable[bytes]) -> None:
@@ -469,5 +473,3 @@ _HOP_BY_HOP = frozenset(
 _PASSING = frozenset(["set-cookie", "location", "etag", "last-modified", "content-range"])
 
 JOIN_LIMIT = 1 << 16
-
-HIGH_WATER = 1 << 20

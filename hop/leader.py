@@ -1,3 +1,4 @@
+# Tangled from notebooks/07_leader.ipynb. Edit the notebook.
 """Leader and followers.
 
 The thread that polls also calls the handler, and loses the lead when the handler blocks.
@@ -63,6 +64,7 @@ class InlineLoop:
         self.timeouts = timeouts
         self.buffer_size = buffer_size
         self.max_unsent = max_unsent
+        self.draining = False
         self.max_connections = max_connections
         self.now = poller.now
         self.connections: dict[int, Connection] = {}
@@ -89,17 +91,6 @@ class InlineLoop:
             for acceptor in self.acceptors.values():
                 acceptor.pause()
 
-    def _settle(self, conn: Connection) -> None:
-        """Let the poller watch for what the connection's state waits for."""
-        if conn.owned or conn.sock.fileno() < 0:
-            return
-        if conn.state == CLOSED:
-            self._forget(conn)
-            return
-        if conn.state == IDLE and (conn.incoming is not None or self.engine.draining):
-            self._again.append(conn)
-        self._watch(conn, INTEREST[conn.state])
-
     def _watch(self, conn: Connection, interest: int) -> None:
         before, conn.interest = conn.interest, interest
         if before == interest:
@@ -111,6 +102,17 @@ class InlineLoop:
             self.poller.unregister(fd)
         else:
             self.poller.modify(fd, interest)
+
+    def _settle(self, conn: Connection) -> None:
+        """Let the poller watch for what the connection's state waits for."""
+        if conn.owned or conn.sock.fileno() < 0:
+            return
+        if conn.state == CLOSED:
+            self._forget(conn)
+            return
+        if conn.state == IDLE and (conn.incoming is not None or self.engine.draining):
+            self._again.append(conn)
+        self._watch(conn, INTEREST[conn.state])
 
     def _forget(self, conn: Connection) -> None:
         """Out of the poller and the table; closed when the batch is over."""
@@ -127,8 +129,6 @@ class InlineLoop:
         state = conn.state
         if state >= FLUSHING:
             self._step_out(conn)
-        elif self.full:
-            self._park(conn)
         elif state == PAUSED or (state == IDLE and conn.incoming is not None):
             self.engine.resume(conn)
         else:
@@ -147,10 +147,19 @@ class InlineLoop:
         elif conn.state != CLOSED and conn.flush():
             self.engine.flushed(conn)
 
+    def begin(self, conn: Connection, call: object) -> None:
+        """Application code starts to run for `conn`; `call` is an object of this call alone."""
+
+    def end(self, conn: Connection) -> None:
+        """Application code has returned."""
+
     def _serve(self, conn: Connection) -> bool:
         """An event of a connection; False when the lead was lost over it."""
         if conn.owned:
             self._silence(conn)
+            return True
+        if self.full and conn.state < FLUSHING:
+            self._park(conn)
             return True
         try:
             self._step(conn)
@@ -194,23 +203,6 @@ class InlineLoop:
                 return conn
         return None
 
-    def _between(self) -> None:
-        """Between two batches: close, let in, read the mail, and wait for the next one."""
-        for conn in self._freed:
-            conn.close()
-        self._freed.clear()
-        doors, self._doors = self._doors, []
-        for fd in doors:
-            if fd in self.acceptors:
-                self.acceptors[fd].on_readable()
-        while self._mailbox and not self.stopped.is_set():
-            fn, argument = self._mailbox.popleft()
-            fn(argument)
-        if self.engine.draining and not self.connections and not self.acceptors:
-            self._stop()
-        if not self.stopped.is_set():
-            self._wait()
-
     def post(self, fn: Callable[..., None], argument: Any = None) -> None:
         """Let the leader call `fn(argument)` between two batches; from any thread."""
         self._mailbox.append((fn, argument))
@@ -240,6 +232,23 @@ class InlineLoop:
         if self._again or self._mailbox:
             return 0.0
         return max(0.0, self._next_sweep - self.now) if self.connections else None
+
+    def _between(self) -> None:
+        """Between two batches: close, let in, read the mail, and wait for the next one."""
+        for conn in self._freed:
+            conn.close()
+        self._freed.clear()
+        doors, self._doors = self._doors, []
+        for fd in doors:
+            if fd in self.acceptors:
+                self.acceptors[fd].on_readable()
+        while self._mailbox and not self.stopped.is_set():
+            fn, argument = self._mailbox.popleft()
+            fn(argument)
+        if self.engine.draining and not self.connections and not self.acceptors:
+            self._stop()
+        if not self.stopped.is_set():
+            self._wait()
 
     def _sweep(self) -> None:
         """Look at a slice of the connections for deadlines that have passed."""
@@ -278,12 +287,6 @@ class InlineLoop:
             conn.since = self.now
             self._settle(conn)
 
-    def begin(self, conn: Connection, call: object) -> None:
-        """Application code starts to run for `conn`; `call` is an object of this call alone."""
-
-    def end(self, conn: Connection) -> None:
-        """Application code has returned."""
-
     def wait_writable(self, conn: Connection) -> None:
         """Block until the client has taken what waits for it.
 
@@ -305,7 +308,7 @@ class InlineLoop:
         self.post(self._stop)
 
     def _drain(self, _: object) -> None:
-        self.engine.draining = True
+        self.draining = self.engine.draining = True
         for acceptor in self.acceptors.values():
             acceptor.resume()
             while acceptor.on_readable():
@@ -423,6 +426,14 @@ class LeaderFollowers(InlineLoop):
         self.leader = follower
         follower.baton.release()
 
+    def _hand_over(self, conn: Connection) -> bool:
+        """Pass the lead on of one's own accord; False when there is no thread to take it."""
+        with self._lock:
+            follower = self._reserve()
+            if follower is not None:
+                self._pass_lead(follower, conn)
+            return follower is not None
+
     def begin(self, conn: Connection, call: object) -> None:
         """A call starts. Inline it runs under a record; eagerly the lead passes on first."""
         if conn.owned:
@@ -445,6 +456,12 @@ class LeaderFollowers(InlineLoop):
             if self.eager:
                 self._note(time.monotonic() - conn.since)
 
+    def _note(self, took: float) -> None:
+        """Remember which share of the calls blocks; when it is small, go inline."""
+        self.blocking += ((took > SHORT) - self.blocking) / 64
+        if self.blocking < FEW:
+            self.eager = False
+
     def promote(self, conn: Connection, call: object) -> bool:
         """Take the lead from a thread that is stuck in `call`.
 
@@ -461,14 +478,6 @@ class LeaderFollowers(InlineLoop):
                 return False
             self._pass_lead(follower, conn)
             return True
-
-    def _hand_over(self, conn: Connection) -> bool:
-        """Pass the lead on of one's own accord; False when there is no thread to take it."""
-        with self._lock:
-            follower = self._reserve()
-            if follower is not None:
-                self._pass_lead(follower, conn)
-            return follower is not None
 
     def wait_writable(self, conn: Connection) -> None:
         if self.calls.pop(conn, None) is not None and not self._hand_over(conn):
@@ -490,12 +499,6 @@ class LeaderFollowers(InlineLoop):
             self.post(self._settle, conn)
         if self._parked:
             self.post(self._unpark)
-
-    def _note(self, took: float) -> None:
-        """Remember which share of the calls blocks; when it is small, go inline."""
-        self.blocking += ((took > SHORT) - self.blocking) / 64
-        if self.blocking < FEW:
-            self.eager = False
 
     def stuck(self) -> list[threading.Thread]:
         """The threads that are inside a handler at this moment."""
@@ -521,6 +524,61 @@ DROWSY, LONG = 8, 0.016  # looks without a call after which it rests longer, and
 QUIET = 50  # looks without a call after which it sleeps
 BURN = 10  # switch intervals for which a handler may burn CPU before it loses the lead
 BURNERS = 2  # how many such handlers run at once
+
+
+class Watch:
+    """What the monitor remembers of one group between two looks."""
+
+    def __init__(self, group: LeaderFollowers) -> None:
+        self.group = group
+        self.promoted = False
+        self._call: object = None
+        self._leader: Follower | None = None
+        self._looked = self._cpu = self._began = self._began_cpu = 0.0
+        self._burners: list[Connection] = []
+
+    def look(self, now: float) -> bool:
+        """Promote a follower if the leader is stuck; True when a call was seen."""
+        group, leader = self.group, self.group.leader
+        if leader is None or group.eager:
+            self.promoted = False
+            return False
+        conn, call = next(iter(list(group.calls.items())), (None, None))
+        cpu = leader.cpu_time()
+        self._estimate(leader, call, now, cpu)
+        if call is not self._call:
+            self._call, self._began, self._began_cpu = call, now, cpu
+        self.promoted = conn is not None and self._judge(leader, conn, now, cpu)
+        self._leader, self._looked, self._cpu = leader, now, cpu
+        return conn is not None
+
+    def _judge(self, leader: Follower, conn: Connection, now: float, cpu: float) -> bool:
+        """Promote over a call that blocks, or that has burnt for too long; True if it blocked."""
+        waited, burnt = now - self._began, cpu - self._began_cpu
+        if burnt < waited / 2:
+            return leader.asleep() and self.group.promote(conn, self._call)
+        if waited > BURN * sys.getswitchinterval():
+            self._burners = [burner for burner in self._burners if burner.owned]
+            if len(self._burners) < BURNERS and self.group.promote(conn, self._call):
+                self._burners.append(conn)
+        return False
+
+    def _estimate(self, leader: Follower, call: object, now: float, cpu: float) -> None:
+        """Learn which share of the calls blocks: the leader's CPU clock stands still in them."""
+        if leader is not self._leader:
+            if not self.promoted:
+                return
+            blocked = True
+        elif cpu - self._cpu >= (now - self._looked) / 3:
+            blocked = False
+        elif call is not None and self._call is not None and leader.asleep():
+            blocked = True
+        else:
+            return
+        group = self.group
+        group.blocking += (blocked - group.blocking) / 16
+        if group.blocking > MANY:
+            group.blocking, group.eager = 1.0, True
 
 
 class Monitor:
@@ -577,58 +635,3 @@ class Monitor:
             self._bell.acquire()
         for watch in self._watches:
             watch.group.monitor_parked = False
-
-
-class Watch:
-    """What the monitor remembers of one group between two looks."""
-
-    def __init__(self, group: LeaderFollowers) -> None:
-        self.group = group
-        self.promoted = False
-        self._call: object = None
-        self._leader: Follower | None = None
-        self._looked = self._cpu = self._began = self._began_cpu = 0.0
-        self._burners: list[Connection] = []
-
-    def look(self, now: float) -> bool:
-        """Promote a follower if the leader is stuck; True when a call was seen."""
-        group, leader = self.group, self.group.leader
-        if leader is None or group.eager:
-            self.promoted = False
-            return False
-        conn, call = next(iter(list(group.calls.items())), (None, None))
-        cpu = leader.cpu_time()
-        self._estimate(leader, call, now, cpu)
-        if call is not self._call:
-            self._call, self._began, self._began_cpu = call, now, cpu
-        self.promoted = conn is not None and self._judge(leader, conn, now, cpu)
-        self._leader, self._looked, self._cpu = leader, now, cpu
-        return conn is not None
-
-    def _estimate(self, leader: Follower, call: object, now: float, cpu: float) -> None:
-        """Learn which share of the calls blocks: the leader's CPU clock stands still in them."""
-        if leader is not self._leader:
-            if not self.promoted:
-                return
-            blocked = True
-        elif cpu - self._cpu >= (now - self._looked) / 3:
-            blocked = False
-        elif call is not None and self._call is not None and leader.asleep():
-            blocked = True
-        else:
-            return
-        group = self.group
-        group.blocking += (blocked - group.blocking) / 16
-        if group.blocking > MANY:
-            group.blocking, group.eager = 1.0, True
-
-    def _judge(self, leader: Follower, conn: Connection, now: float, cpu: float) -> bool:
-        """Promote over a call that blocks, or that has burnt for too long; True if it blocked."""
-        waited, burnt = now - self._began, cpu - self._began_cpu
-        if burnt < waited / 2:
-            return leader.asleep() and self.group.promote(conn, self._call)
-        if waited > BURN * sys.getswitchinterval():
-            self._burners = [burner for burner in self._burners if burner.owned]
-            if len(self._burners) < BURNERS and self.group.promote(conn, self._call):
-                self._burners.append(conn)
-        return False

@@ -18,6 +18,7 @@ class FakeLoop:
     """A loop that calls on the spot and counts."""
 
     max_unsent = 1 << 20
+    draining = False
 
     def __init__(self) -> None:
         self.now = 1000.0

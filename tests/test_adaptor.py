@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 import hop.adaptor
 from hop.adaptor import (
     FRAMING,
-    HIGH_WATER,
     JOIN_LIMIT,
     DateField,
     ErrorStream,
@@ -42,6 +41,7 @@ OLD_KEPT = b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
 COMMON = DateField(clock=lambda: 784111777.0).lines(0.0)
 BASE = base_environ("x", "80", sys.stderr)
 PLAIN = [("Content-Type", "text/plain")]
+MAX_UNSENT = 1 << 12
 
 
 class Wire:
@@ -54,6 +54,8 @@ class Wire:
         self.room = room
         self.backlog: list[bytes] | None = None
         self.loop = self
+        self.draining = False
+        self.max_unsent = MAX_UNSENT
 
     def write(self, data: bytes) -> None:
         assert data, "an empty write is a system call for nothing"
@@ -609,23 +611,23 @@ class TestBody:
         assert response.keep_alive
 
     def test_a_slow_client_holds_a_generator_and_no_list(self):
-        piece = b"x" * (HIGH_WATER // 2)
+        piece = b"x" * (MAX_UNSENT // 2)
         wire, _ = call(simple(lambda: iter([piece] * 4)), wire=Wire(room=0))
         assert [entry[0] for entry in wire.log] == ["wait", "wait"]
-        assert wire.log[0][1] > HIGH_WATER
+        assert wire.log[0][1] > MAX_UNSENT
         wire, _ = call(simple([piece] * 4), wire=Wire(room=0))
         assert wire.log == []
 
     def test_exactly_the_high_water_mark_does_not_wait(self):
         wire = Wire()
         response = writer(wire=wire)
-        write = response.start_response("200 OK", with_length(2 * HIGH_WATER))
+        write = response.start_response("200 OK", with_length(2 * MAX_UNSENT))
         write(b"x")
         wire.room = 0
-        write(b"x" * HIGH_WATER)
+        write(b"x" * MAX_UNSENT)
         assert wire.log == []
         write(b"x")
-        assert wire.log == [("wait", HIGH_WATER + 1)]
+        assert wire.log == [("wait", MAX_UNSENT + 1)]
 
     def test_a_client_that_left_is_nobodys_mistake(self):
         class Broken(Wire):
