@@ -1,5 +1,5 @@
 # Tangled from notebooks/04_parser.ipynb. Edit the notebook.
-"""The parser.
+"""Parser.
 
 From bytes to a request: heads, chunked bodies, and what bad input gets.
 """

@@ -1,5 +1,5 @@
 # Tangled from notebooks/02_poller.ipynb. Edit the notebook.
-"""The poller.
+"""Poller.
 
 One thread asks the kernel which of many sockets are ready, and sleeps while none is.
 """
