@@ -1,3 +1,4 @@
+# Tangled from notebooks/08_server.ipynb. Edit the notebook.
 """hop: an event-loop HTTP/1.1 server for WSGI applications, written as a book."""
 
 from hop.engine import Engine

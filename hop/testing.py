@@ -1,3 +1,4 @@
+# Tangled from notebooks/08_server.ipynb. Edit the notebook.
 """A server for tests: on a free port while a `with` block runs."""
 
 import threading
@@ -12,13 +13,16 @@ __all__ = ["Served", "fixture", "serve"]
 
 
 class Served:
-    """A running server: `url` ("http://127.0.0.1:40123"), `host`, `port`, and `server` itself."""
+    """A running server: `url` ("http://127.0.0.1:40123"), `host`, `port`, and `server` itself.
+
+    On a Unix socket `url` is "unix:/path", `host` is empty, and `port` is 0.
+    """
 
     def __init__(self, server: Server) -> None:
         self.server = server
         self.url = server.addresses[0]
-        self.host, _, port = self.url.removeprefix("http://").rpartition(":")
-        self.port = int(port) if port.isdigit() else 0
+        host, _, port = self.url.removeprefix("http://").rpartition(":")
+        self.host, self.port = (host.strip("[]"), int(port)) if port.isdigit() else ("", 0)
 
 
 @contextmanager
@@ -26,7 +30,7 @@ def serve(
     app: Application | Engine,
     *,
     bind: str = "127.0.0.1:0",
-    shutdown_timeout: float = 5.0,
+    shutdown_timeout: float | None = 5.0,
     **options: Any,
 ) -> Iterator[Served]:
     """Serve `app`, or an engine that is set up already, for the length of the block.
