@@ -413,7 +413,8 @@ def test_failure_in_the_middle_cuts_the_connection(serve, capfd):
         raise RuntimeError("secret")
 
     answer = exchange(serve(failing), b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
-    assert b"0\r\n\r\n" not in answer
+    body = answer.partition(b"\r\n\r\n")[2]  # a version in the head may end in 0, too
+    assert b"0\r\n\r\n" not in body
     assert b"secret" not in answer
 
 
