@@ -7,7 +7,7 @@ from typing import Any
 from hop.errors import ProtocolError
 from hop.parser import DEFAULT_LIMITS, ChunkedDecoder, Limits, RequestHead, parse_head
 
-__all__ = ["Outcome", "play", "splits"]
+__all__ = ["Outcome", "Watched", "play", "splits"]
 
 
 @dataclass
@@ -89,3 +89,15 @@ def splits(raw: bytes) -> Iterable[tuple[bytes, bytes]]:
         near = {n + k for n in [0, len(raw), *ends] for k in range(-20, 21)}
         cuts = sorted(n for n in near if 0 <= n <= len(raw))
     return ((raw[:cut], raw[cut:]) for cut in cuts)
+
+
+class Watched(bytearray):
+    """Counts the bytes that searches look at."""
+
+    looked_at = 0
+
+    def find(self, sub: Any, start: Any = 0, end: Any = None) -> int:
+        end = len(self) if end is None else min(end, len(self))
+        found = super().find(sub, start, end)
+        self.looked_at += (end if found < 0 else found) - start
+        return found

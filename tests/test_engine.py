@@ -8,6 +8,7 @@ import pytest
 from hop.engine import TRANSITIONS, ConnectionState, Engine
 from hop.parser import Limits
 from hop.storage import Storage
+from tests.drive import Watched
 from tests.fakes import STEPS, FakeConnection, FakeLoop
 
 IDLE, HEAD, BODY, PAUSED, CALL, FLUSHING, CLOSING, REFUSING, LINGERING, CLOSED = ConnectionState
@@ -220,6 +221,18 @@ class TestHeads:
             assert not conn.sent
             engine.received(conn, GET[position : position + size])
         assert (statuses(conn), conn.state, conn.incoming) == ([200], IDLE, None)
+
+    def test_a_dripping_head_is_searched_once(self, conn):
+        """Counted: each byte costs the step back of three, and the request line at most."""
+        engine = Engine(hello)
+        line = b"GET / HTTP/1.1\r\n"
+        head = line + b"Host: x\r\nX-Long: " + b"y" * 4000 + b"\r\n\r\n"
+        engine.received(conn, head[:1])
+        conn.incoming.data = watched = Watched(head[:1])
+        for position in range(1, len(head)):
+            engine.received(conn, head[position : position + 1])
+        assert (statuses(conn), len(watched)) == ([200], len(head))
+        assert 0 < watched.looked_at <= len(head) * (4 + len(line))
 
     def test_the_clock_of_a_head_starts_with_its_first_byte(self, conn):
         engine = Engine(hello)

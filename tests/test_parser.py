@@ -9,7 +9,7 @@ from hop import parser
 from hop.errors import ProtocolError
 from hop.parser import ChunkedDecoder, Limits, RequestHead, parse_head
 from tests.corpus import Case, load
-from tests.drive import Outcome, play, splits
+from tests.drive import Outcome, Watched, play, splits
 
 CASES = load()
 HOST = b"Host: a\r\n"
@@ -214,18 +214,6 @@ class TestDecoder:
         decoder = ChunkedDecoder()
         assert decoder.feed(b"") == b""
         assert not decoder.done
-
-
-class Watched(bytearray):
-    """Counts the bytes that searches look at."""
-
-    looked_at = 0
-
-    def find(self, sub: Any, start: Any = 0, end: Any = None) -> int:
-        end = len(self) if end is None else min(end, len(self))
-        found = super().find(sub, start, end)
-        self.looked_at += (end if found < 0 else found) - start
-        return found
 
 
 class TestLinear:
