@@ -87,7 +87,7 @@ class InlineLoop:
         fd = sock.fileno()
         self.poller.register(fd, READ)
         self.connections[fd] = Connection(sock, self, base, IDLE)
-        if len(self.connections) == self.max_connections and not self.engine.draining:
+        if len(self.connections) == self.max_connections and not self.draining:
             for acceptor in self.acceptors.values():
                 acceptor.pause()
 
@@ -110,14 +110,16 @@ class InlineLoop:
         if conn.state == CLOSED:
             self._forget(conn)
             return
-        if conn.state == IDLE and (conn.incoming is not None or self.engine.draining):
+        if conn.state == IDLE and (conn.incoming is not None or self.draining):
             self._again.append(conn)
         self._watch(conn, INTEREST[conn.state])
 
     def _forget(self, conn: Connection) -> None:
         """Out of the poller and the table; closed when the batch is over."""
-        if self.connections.pop(conn.sock.fileno(), None) is not conn:
+        fd = conn.sock.fileno()
+        if self.connections.get(fd) is not conn:
             return
+        del self.connections[fd]
         self._watch(conn, 0)
         self._freed.append(conn)
         if len(self.connections) + 1 == self.max_connections:
@@ -135,7 +137,7 @@ class InlineLoop:
             data = conn.receive()
             if data is not None:
                 self.engine.received(conn, data)
-            elif self.engine.draining and state == IDLE:
+            elif self.draining and state == IDLE:
                 conn.state = CLOSED
 
     def _step_out(self, conn: Connection) -> None:
@@ -167,7 +169,7 @@ class InlineLoop:
             conn.state = CLOSED
         except Exception:
             error_log.exception("error in the loop; one connection is dropped")
-            conn.state = CLOSED
+            self.engine.drop(conn)
         if conn.owned:
             return False
         if conn.state != IDLE or conn.interest != READ or conn.incoming is not None:
@@ -224,8 +226,6 @@ class InlineLoop:
                 timer()
             except Exception:
                 error_log.exception("error in a timer")
-        if self.connections and self.now >= self._next_sweep:
-            self._sweep()
 
     def _patience(self) -> float | None:
         """Seconds to wait at most; an empty server waits for ever."""
@@ -234,7 +234,12 @@ class InlineLoop:
         return max(0.0, self._next_sweep - self.now) if self.connections else None
 
     def _between(self) -> None:
-        """Between two batches: close, let in, read the mail, and wait for the next one."""
+        """Between two batches: deadlines, the mail, close, let in, and wait for the next one."""
+        if self.connections and self.now >= self._next_sweep:
+            self._sweep()
+        while self._mailbox and not self.stopped.is_set():
+            fn, argument = self._mailbox.popleft()
+            fn(argument)
         for conn in self._freed:
             conn.close()
         self._freed.clear()
@@ -242,10 +247,7 @@ class InlineLoop:
         for fd in doors:
             if fd in self.acceptors:
                 self.acceptors[fd].on_readable()
-        while self._mailbox and not self.stopped.is_set():
-            fn, argument = self._mailbox.popleft()
-            fn(argument)
-        if self.engine.draining and not self.connections and not self.acceptors:
+        if self.draining and not self.connections and not self.acceptors:
             self._stop()
         if not self.stopped.is_set():
             self._wait()
@@ -256,9 +258,10 @@ class InlineLoop:
         if not self._unswept:
             self._unswept = list(self.connections.values())
             self._slice = -(-len(self._unswept) // SLICES)
-        for conn in self._unswept[-self._slice :]:
-            self._look_at(conn)
+        looked_at = self._unswept[-self._slice :]
         del self._unswept[-self._slice :]
+        for conn in looked_at:
+            self._look_at(conn)
 
     def _look_at(self, conn: Connection) -> None:
         if conn.owned:  # asked first: what the owner changes meanwhile is not ours to judge
@@ -308,7 +311,7 @@ class InlineLoop:
         self.post(self._stop)
 
     def _drain(self, _: object) -> None:
-        self.draining = self.engine.draining = True
+        self.draining = True
         for acceptor in self.acceptors.values():
             acceptor.resume()
             while acceptor.on_readable():
@@ -325,6 +328,8 @@ class InlineLoop:
             if conn.owned:
                 conn.cut()
             else:
+                if conn.backlog is not None:
+                    conn.reset()
                 conn.close()
         self.stopped.set()
 
@@ -523,7 +528,8 @@ CALM = 0.1  # seconds without a promotion after which it looks less often
 DROWSY, LONG = 8, 0.016  # looks without a call after which it rests longer, and how long
 QUIET = 50  # looks without a call after which it sleeps
 BURN = 10  # switch intervals for which a handler may burn CPU before it loses the lead
-BURNERS = 2  # how many such handlers run at once
+BURNERS = 2  # how many such handlers run at once,
+FORBEARANCE = 0.05  # and after how many seconds of one more it is let go all the same
 
 
 class Watch:
@@ -559,7 +565,8 @@ class Watch:
             return leader.asleep() and self.group.promote(conn, self._call)
         if waited > BURN * sys.getswitchinterval():
             self._burners = [burner for burner in self._burners if burner.owned]
-            if len(self._burners) < BURNERS and self.group.promote(conn, self._call):
+            room = BURNERS + waited // FORBEARANCE
+            if len(self._burners) < room and self.group.promote(conn, self._call):
                 self._burners.append(conn)
         return False
 
