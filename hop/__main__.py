@@ -99,7 +99,7 @@ STORAGE: Options = {
     "body_memory": (_size, "a body that is larger waits in a file"),
     "total_memory": (_size, "all bodies in memory together"),
     "total_disk": (_size, "all bodies in files together (half of what is free)"),
-    "directory": (_checked(_directory), "where those files are (the system's place for such files)"),
+    "directory": (_checked(_directory), "where such files are (the directory for temporary files)"),
 }
 LISTEN: Options = {
     "backlog": (_count, "handshakes that wait to be accepted"),
