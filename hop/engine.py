@@ -51,8 +51,8 @@ class ConnectionState(IntEnum):
     PAUSED = 3  # there is no room for the body at the moment
     CALL = 4  # the application runs
     FLUSHING = 5  # the client has not taken all of the answer yet
-    CLOSING = 6  # the same, and the connection ends after it
-    REFUSING = 7  # the same, and the client may still be sending
+    CLOSING = 6  # the same, and it is the last answer
+    REFUSING = 7  # the same, and it is a refusal
     LINGERING = 8  # the answer is out; what the client still sends is thrown away
     CLOSED = 9  # nothing more will happen
 
@@ -66,12 +66,9 @@ TRANSITIONS: dict[ConnectionState, dict[str, ConnectionState]] = {
     HEAD: {"head": BODY, "request": CALL, "refused": REFUSING, "end": CLOSED},
     BODY: {"request": CALL, "no room": PAUSED, "refused": REFUSING, "end": CLOSED},
     PAUSED: {"room": BODY, "refused": REFUSING, "end": CLOSED},
-    CALL: {
-        "answered": IDLE, "client is slow": FLUSHING, "last": CLOSING, "refused": REFUSING,
-        "end": CLOSED,
-    },
+    CALL: {"answered": IDLE, "client is slow": FLUSHING, "last": CLOSING, "end": CLOSED},
     FLUSHING: {"flushed": IDLE, "end": CLOSED},
-    CLOSING: {"flushed": CLOSED, "end": CLOSED},
+    CLOSING: {"flushed": LINGERING, "end": CLOSED},
     REFUSING: {"flushed": LINGERING, "end": CLOSED},
     LINGERING: {"end": CLOSED},
     CLOSED: {},
@@ -193,7 +190,6 @@ class Engine:
         self.request_timeout = request_timeout
         self.max_drain_size = max_drain_size
         self.max_pipelined = max_pipelined
-        self.draining = False
         self.date = DateField()
         self._access = access_log.isEnabledFor(logging.INFO)
 
@@ -252,20 +248,20 @@ class Engine:
                 response.fail()
         return whole
 
-    def _respond(self, conn: Transport, head: RequestHead, body: BinaryIO, more: bool) -> None:
-        """Call the application and send its answer; `more`: other requests wait behind this one."""
+    def _respond(self, conn: Transport, head: RequestHead, body: BinaryIO) -> None:
+        """Call the application and send its answer."""
         loop = conn.loop
         conn.state = CALL
         conn.since = loop.now
         deadline = None if self.request_timeout is None else loop.now + self.request_timeout
-        response = ResponseWriter(
-            conn, head, self.date.lines(loop.now), head.keep_alive and not self.draining, deadline
-        )
+        common = self.date.lines(loop.now)
+        response = ResponseWriter(conn, head, common, head.keep_alive, deadline)
         environ = build_environ(conn.base, head, body, response)
         loop.begin(conn, response)
         try:
             whole = self._call(head, environ, response)
         except ClientDisconnected:
+            conn.reset()
             whole = False
         finally:
             loop.end(conn)
@@ -276,18 +272,22 @@ class Engine:
             conn.state = CLOSED
         elif response.keep_alive:
             conn.state = IDLE if conn.backlog is None else FLUSHING
-        elif more:
-            self._linger(conn)
         else:
-            self._move(conn, "last")
-            if conn.backlog is None:
-                self.flushed(conn)
+            self._close(conn, "last")
 
     def flushed(self, conn: Transport) -> None:
-        """All output has left."""
-        if conn.state == REFUSING:
+        """All output has left. Behind the last of it, what the client still sends is read away."""
+        if conn.state != FLUSHING:
             conn.hang_up()
+            conn.incoming = self.max_drain_size
         self._move(conn, "flushed")
+
+    def _close(self, conn: Transport, event: str) -> None:
+        """Read no further request: an answer that is the last, or a refusal, is on its way."""
+        conn.incoming = None
+        self._move(conn, event)
+        if conn.backlog is None:
+            self.flushed(conn)
 
     def _requests(self, conn: Transport, data: bytes) -> None:
         """Answer the whole requests in `data` and keep what is left."""
@@ -312,7 +312,7 @@ class Engine:
                 return
             else:
                 body = io.BytesIO()
-            self._respond(conn, head, body, position < size)
+            self._respond(conn, head, body)
             if position == size or conn.state not in (IDLE, FLUSHING):
                 return
             if conn.state == FLUSHING:
@@ -368,7 +368,7 @@ class Engine:
             partial.head.variables["CONTENT_LENGTH"] = str(partial.body.size)
         conn.incoming = partial.rest or None
         try:
-            self._respond(conn, partial.head, file, bool(partial.rest))
+            self._respond(conn, partial.head, file)
         finally:
             partial.body.close()
 
@@ -376,6 +376,11 @@ class Engine:
         """The client sends nothing more. What it left unfinished is never taken for whole."""
         self._forget(conn)
         self._move(conn, "end")
+
+    def drop(self, conn: Transport) -> None:
+        """End the connection, whatever state it was in: the loop's last resort."""
+        self._forget(conn)
+        conn.state = CLOSED
 
     def _forget(self, conn: Transport) -> None:
         """Drop what had arrived of a request."""
@@ -398,14 +403,7 @@ class Engine:
         except ClientDisconnected:
             self._move(conn, "end")
         else:
-            self._linger(conn)
-
-    def _linger(self, conn: Transport) -> None:
-        """Close, but let the client read its answer first: it may still be sending."""
-        conn.incoming = self.max_drain_size
-        self._move(conn, "refused")
-        if conn.backlog is None:
-            self.flushed(conn)
+            self._close(conn, "refused")
 
     def _discard(self, conn: Transport, data: bytes) -> None:
         """Throw away what a refused client still sends, up to the limit."""
@@ -418,6 +416,8 @@ class Engine:
         if conn.state in LATE:
             self._refuse(conn, LATE[conn.state])
         else:
+            if conn.state in (FLUSHING, CLOSING):
+                conn.reset()
             self._move(conn, "end")
 
     def _log(self, head: RequestHead, response: ResponseWriter) -> None:

@@ -138,8 +138,9 @@ STORIES = [
     told(other_body, POST[:-1], deaf, late),  # PAUSED -> CLOSED
     told(slow, GET, 1 << 20),  # FLUSHING -> IDLE
     told(slow, GET, late),
-    told(slow, LAST, 1 << 20),  # CLOSING -> CLOSED
-    told(slow, LAST + GET, late),  # CALL -> REFUSING -> CLOSED
+    told(slow, LAST, 1 << 20, b""),  # CLOSING -> LINGERING
+    told(slow, LAST + GET, late),  # CLOSING -> CLOSED
+    told(slow, b"rubbish\n\n", late),  # REFUSING -> CLOSED
     told(deaf, GET),  # CALL -> CLOSED
 ]
 
@@ -155,7 +156,7 @@ class TestRequests:
     def test_close_is_honoured(self, conn):
         Engine(hello).received(conn, LAST)
         assert b"Connection: close\r\n" in conn.sent
-        assert conn.state == CLOSED
+        assert conn.state == LINGERING
 
     def test_pipelined_requests_are_answered_in_order(self, conn):
         def app(environ, start_response):
@@ -203,14 +204,14 @@ class TestRequests:
         engine.received(conn, LAST)
         assert conn.state == CLOSING
         engine.flushed(conn)
-        assert conn.state == CLOSED
+        assert conn.state == LINGERING
 
     def test_draining_says_close(self, conn):
         engine = Engine(hello)
-        engine.draining = True
+        conn.loop.draining = True
         engine.received(conn, GET)
         assert b"Connection: close" in conn.sent
-        assert conn.state == CLOSED
+        assert conn.state == LINGERING
 
 
 class TestHeads:
@@ -383,6 +384,15 @@ class TestBodies:
         assert (statuses(conn), conn.state) == ([503], LINGERING)
 
 
+class TestDrop:
+    def test_the_loop_may_end_any_connection(self, conn):
+        storage = Storage(total_memory=100)
+        engine = Engine(echo, storage=storage)
+        engine.received(conn, length(b"abcdef")[:-1])
+        engine.drop(conn)
+        assert (conn.state, conn.incoming, storage.free("memory")) == (CLOSED, None, 100)
+
+
 class TestExpiry:
     def test_an_idle_connection_is_closed(self, conn):
         Engine(hello).expired(conn)
@@ -454,7 +464,7 @@ class TestApplications:
 
     def test_an_http_10_answer_that_fails_early_is_a_500(self, conn, caplog):
         Engine(lambda environ, start_response: 1 / 0).received(conn, OLD)
-        assert (statuses(conn), conn.state, conn.log) == ([500], CLOSED, [])
+        assert (statuses(conn), conn.state, conn.log) == ([500], LINGERING, ["hang_up"])
 
     @pytest.mark.parametrize("request_", [GET, OLD])
     def test_a_failure_behind_the_last_byte_spoils_nothing(self, conn, caplog, request_):
@@ -469,8 +479,8 @@ class TestApplications:
         Engine(app).received(conn, request_)
         assert b"whole" in conn.sent
         assert "on purpose" in caplog.text
-        assert conn.state == (IDLE if request_ is GET else CLOSED)
-        assert conn.log == []
+        assert conn.state == (IDLE if request_ is GET else LINGERING)
+        assert "reset" not in conn.log
 
     def test_an_application_may_spoil_its_environ(self, conn, caplog):
         def app(environ, start_response):

@@ -236,7 +236,7 @@ class TestShutdown:
             group = served.server._groups[0]
             until(lambda: [c for c in group.connections.values() if c.incoming])
             served.server.begin_shutdown(20)
-            until(lambda: served.server.engine.draining)
+            until(lambda: group.draining)
             sock.sendall(b"def")
             assert answer(sock) == (200, b"6")
             sock.close()
