@@ -962,7 +962,7 @@ class TestThereAndBack:
         group._hand_over(conn)
         group._give_back(conn, me)
         assert not group._mailbox
-        assert group._followers[-1] is me  # the last one in is the first one out
+        assert group._reserve() is me  # the last one in is the first one out
 
     @pytest.mark.parametrize("state", [FLUSHING, HEAD, CLOSED])
     def test_what_is_not_at_rest_is_settled_by_the_leader(self, rehearse, enter, state):
