@@ -308,6 +308,21 @@ class TestNothingSpins:
             with connect(served, GET):
                 assert_quiet(served, counting)
 
+    @pytest.mark.parametrize("deed", ["waits", "leaves"])
+    def test_while_no_thread_is_left(self, desk, counting, deed):
+        with serve(desk, max_threads=1) as served, connect(served, request("/wait/0")) as first:
+            until(lambda: group_of(served).full)
+            with connect(served, GET) as second:
+                until(lambda: group_of(served)._parked)
+                if deed == "leaves":
+                    second.close()
+                assert_quiet(served, counting)
+                assert len(group_of(served)._parked) == 1
+                desk.open()
+                assert answer(first) == (200, b"hello")
+                if deed == "waits":
+                    assert answer(second) == (200, b"hello")
+
 
 # --- no thread is left ---------------------------------------------------------------------------
 
@@ -399,11 +414,77 @@ class TestThreads:
         assert len(threads) == 514
         assert len(set(threads)) == 1
 
+    def test_handlers_that_burn_do_not_stop_the_loop(self):
+        """However many there are: the others wait for a while, not for all of them."""
+        stop = threading.Event()
+
+        def app(environ, start_response):
+            start_response("200 OK", [])
+            if environ["PATH_INFO"] == "/burn":
+                while not stop.is_set():
+                    pass
+            return [b"hello"]
+
+        try:
+            with serve(app) as served, contextlib.ExitStack() as on:
+                burners = [on.enter_context(connect(served, request("/burn"))) for _ in range(6)]
+                with connect(served, GET) as sock:
+                    sock.settimeout(10)
+                    try:
+                        assert answer(sock) == (200, b"hello")
+                    finally:
+                        stop.set()
+                assert [answer(each) for each in burners] == [(200, b"hello")] * 6
+        finally:
+            stop.set()
+
 
 # --- the end of a connection ---------------------------------------------------------------------
 
 
 class TestEnds:
+    def test_the_last_answer_of_a_slow_handler_ends(self, desk):
+        """Nothing else happens on the server, and the client still sees the end."""
+        with serve(desk) as served:
+            for version in ("1.0", "1.1"):
+                door = len(desk.seen)
+                fields = ["Connection: close"]
+                with connect(served, request(f"/wait/{door}", *fields, version=version)) as sock:
+                    until(lambda: [c for c in group_of(served).connections.values() if c.owned])
+                    desk.doors[door].set()
+                    sock.settimeout(5)
+                    data, was_reset = read_all(sock)
+                    assert data.endswith(b"hello")
+                    assert not was_reset
+
+    def test_late_bytes_do_not_destroy_the_last_answer(self, desk):
+        """A line end behind a request, or a request behind the last one: no reset (RFC 9112, 9.6)."""  # noqa: E501
+        size = 32 << 20
+        with serve(desk) as served, connect(served, request("/big", "Connection: close")) as sock:
+            until(lambda: states(served) == [CLOSING])
+            sock.sendall(b"\r\n")
+            data, was_reset = read_all(sock)
+            assert not was_reset
+            assert len(data.partition(b"\r\n\r\n")[2]) == size
+
+    @pytest.mark.parametrize("path", ["/stream", "/big"])
+    def test_a_reader_that_stalls_is_cut(self, desk, path):
+        with serve(desk, write_timeout=0.1) as served:
+            with connect(served, request(path), room=65536) as sock:
+                until(lambda: desk.seen == [path])
+                until(lambda: not states(served))
+                with pytest.raises((http.client.IncompleteRead, ConnectionResetError)):
+                    answer(sock)
+
+    def test_a_stalled_answer_that_only_the_end_delimits_is_a_reset(self, desk):
+        with serve(desk, write_timeout=0.1) as served:
+            with connect(served, request("/stream", version="1.0"), room=65536) as sock:
+                until(lambda: desk.seen)
+                until(lambda: not states(served))
+                data, was_reset = read_all(sock)
+                assert was_reset
+                assert len(data) < 512 << 16
+
     @pytest.mark.parametrize("how", [socket.socket.close, reset])
     @pytest.mark.parametrize(
         "data",
@@ -555,10 +636,64 @@ class TestBudgets:
             until(lambda: not states(served))
         assert caplog.records == []
 
+
+# --- deadlines -----------------------------------------------------------------------------------
+
+
+def test_time_that_the_server_lost_is_not_the_clients(monkeypatch):
+    """After a stop of the process what lies in the kernel is read before deadlines are judged."""
+    ahead = [0.0]
+    halt, halted, go = threading.Event(), threading.Event(), threading.Event()
+
+    class Stopped(Counting):
+        def __init__(self):
+            super().__init__()
+            self.inner = default_poller(lambda: time.monotonic() + ahead[0])
+
+        def poll(self, timeout):
+            if halt.is_set():
+                halted.set()
+                assert go.wait(20)
+            return self.inner.poll(timeout)
+
+    monkeypatch.setattr(hop.server, "default_poller", Stopped)
+    with serve(plain) as served, connect(served, b"GET / HTTP/1.1\r\n") as half:
+        with connect(served, GET) as idle:
+            assert answer(idle) == (200, b"hello")
+            until(lambda: sorted(states(served)) == [IDLE, HEAD])
+            halt.set()
+            group_of(served).post(lambda _: None)
+            assert halted.wait(20)
+            half.sendall(b"Host: x\r\n\r\n")
+            idle.sendall(GET)
+            ahead[0] = 3600.0
+            halt.clear()
+            go.set()
+            assert (answer(half), answer(idle)) == ((200, b"hello"), (200, b"hello"))
+
+
 # --- the end of the server -----------------------------------------------------------------------
 
 
 class TestShutdown:
+    def test_it_does_not_wait_for_a_client_that_keeps_its_connection(self, desk):
+        """The answer was under way when the end began; it says close, or the server closes."""
+        with serve(desk, keep_alive_timeout=None) as served:
+            with connect(served, request("/wait/0")) as sock:
+                until(lambda: [c for c in group_of(served).connections.values() if c.owned])
+                served.server.begin_shutdown(10)
+                until(lambda: served.server._groups[0].draining)
+                desk.open()
+                assert answer(sock) == (200, b"hello")
+                assert served.server.finished.wait(5)
+
+    def test_an_engine_can_be_served_again(self, desk):
+        engine = Engine(desk)
+        for _ in range(2):
+            with serve(engine) as served, connect(served, GET * 2) as sock:
+                assert answer(sock) == (200, b"hello")
+                assert answer(sock) == (200, b"hello")
+
     def test_one_that_came_before_the_start_is_not_lost(self, desk):
         server = Server(Engine(desk))
         server.begin_shutdown(60)
