@@ -154,6 +154,11 @@ class Server:
             while True:
                 close_listener(self._listeners.pop())
 
+    def _drain_group(self, group: LeaderFollowers) -> None:
+        """Two letters, from the leader to itself: it reads both before it may end."""
+        group.drain()
+        group.post(self._door_closed)
+
     def _door_closed(self, _: object = None) -> None:
         """A group has let in who waited. After the last one nobody may connect any more."""
         if not any(group.acceptors for group in self._groups):
@@ -171,8 +176,7 @@ class Server:
 
     def _drain(self) -> None:
         for group in self._groups:
-            group.drain()
-            group.post(self._door_closed)
+            group.post(self._drain_group, group)
         if self._monitor is not None:
             self._monitor.wake()
 
