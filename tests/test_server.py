@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from hop import Engine, Server
+from hop.server import STOP
 from hop.testing import serve
 from tests.apps.plain import app
 
@@ -393,3 +394,127 @@ def test_running_out_of_descriptors_loses_nobody():
         errors = p.communicate(timeout=20)[1]
     assert re.search("accept failed, trying again", errors)
     assert len(errors.splitlines()) < 10
+
+
+def children_of(pid):
+    """The processes whose parent is `pid`, or skip where /proc does not tell."""
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    if not path.exists():
+        pytest.skip("no list of children in /proc")
+    return {int(child) for child in path.read_text().split()}
+
+
+def started(server, *binds):
+    """Serve in a thread: the thread, and the port."""
+    thread = threading.Thread(target=server.serve, args=binds or ("127.0.0.1:0",), daemon=True)
+    thread.start()
+    assert server.started.wait(20)
+    return thread, int(server.addresses[0].rpartition(":")[2])
+
+
+class TestLife:
+    def test_a_shutdown_before_the_start_is_not_forgotten(self):
+        server = Server(Engine(app))
+        server.begin_shutdown(20)
+        server.serve("127.0.0.1:0")
+        assert server.finished.is_set()
+        assert server.shutdown(20)
+
+    def test_clients_can_connect_when_the_addresses_are_announced(self):
+        seen = []
+
+        def announce(addresses):
+            seen.append((addresses, server.started.is_set()))
+            waiting.append(connect(int(addresses[0].rpartition(":")[2]), GET))
+
+        waiting = []
+        server = Server(Engine(app))
+        thread = threading.Thread(
+            target=server.serve, args=("127.0.0.1:0",), kwargs={"announce": announce}
+        )
+        thread.start()
+        assert server.started.wait(20)
+        assert seen == [(server.addresses, False)]
+        with waiting[0] as sock:
+            assert answer(sock) == (200, b"hello")
+        assert server.shutdown(20)
+        thread.join(20)
+
+    @pytest.mark.parametrize("pollers", [1, 2])
+    def test_nobody_is_let_into_a_queue_that_no_one_reads(self, pollers):
+        """While the last answers are made the port is closed: not only our handles of it."""
+        from tests.apps import plain
+
+        plain.gate.clear()
+        server = Server(Engine(app), pollers=pollers)
+        thread, port = started(server)
+        with connect(port, b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n") as busy:
+            until(lambda: any(c.owned for g in server._groups for c in g.connections.values()))
+            server.begin_shutdown(20)
+            until(lambda: not server._listeners)
+            with pytest.raises(ConnectionRefusedError):
+                connect(port)
+            plain.gate.set()
+            assert answer(busy) == (200, b"waited")
+        thread.join(20)
+        assert server.finished.is_set()
+
+    def test_in_the_main_thread_a_signal_ends_it_and_its_handlers_come_back(self):
+        before = [signal.getsignal(number) for number in STOP]
+        server = Server(Engine(app))
+        pages = []
+
+        def client():
+            server.started.wait(20)
+            pages.append(get(int(server.addresses[0].rpartition(":")[2])))
+            os.kill(os.getpid(), signal.SIGINT)
+
+        thread = threading.Thread(target=client)
+        thread.start()
+        server.serve("127.0.0.1:0")
+        thread.join(20)
+        assert pages == [(200, b"hello")]
+        assert [signal.getsignal(number) for number in STOP] == before
+
+    def test_room_for_connections(self, monkeypatch):
+        for limit, room in ((1024, 960), (40, 1), (resource.RLIM_INFINITY, (1 << 20) - 64)):
+            monkeypatch.setattr(resource, "getrlimit", lambda _, limit=limit: (limit, limit))
+            assert Server(Engine(app)).max_connections == room
+
+    def test_options_reach_the_groups(self):
+        with serve(app, max_unsent=4321, buffer_size=1234, max_threads=3, pollers=2,
+                   max_connections=7) as served:  # fmt: skip
+            for group in served.server._groups:
+                assert (group.max_unsent, group.buffer_size, group.max_threads) == (4321, 1234, 3)
+                assert group.max_connections == 3
+
+
+class TestFamily:
+    def test_orphans_do_not_serve_on(self):
+        port = free_port()
+        with command("--bind", f"127.0.0.1:{port}", "--processes", "2") as process:
+            until(lambda: answers(port))
+            until(lambda: len(children_of(process.pid)) == 2)
+            orphans = children_of(process.pid)
+            process.kill()
+            process.wait(20)
+            until(lambda: not any(os.path.exists(f"/proc/{pid}/cmdline") for pid in orphans))
+            assert not answers(port)
+
+    def test_ctrl_c_counts_once(self):
+        """A terminal sends SIGINT to all; what is in flight is answered all the same."""
+        port = free_port()
+        with command(
+            "--bind", f"127.0.0.1:{port}", "--processes", "2", start_new_session=True
+        ) as process:
+            until(lambda: answers(port))
+            until(lambda: len(children_of(process.pid)) == 2)
+            half = connect(port, b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\nab")
+            with connect(port, GET) as idle:
+                assert answer(idle) == (200, b"hello")
+                os.killpg(process.pid, signal.SIGINT)
+                assert idle.recv(1) == b""
+            half.sendall(b"cdef")
+            assert answer(half) == (200, b"6")
+            half.close()
+            assert process.wait(20) == 0
