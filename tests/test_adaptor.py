@@ -610,6 +610,13 @@ class TestBody:
         assert response.size == 2
         assert response.keep_alive
 
+    def test_a_server_that_stops_keeps_no_connection(self):
+        wire = Wire()
+        wire.draining = True
+        _, response = call(simple([b"x"]), wire=wire)
+        assert wire.fields("Connection") == ["close"]
+        assert not response.keep_alive
+
     def test_a_slow_client_holds_a_generator_and_no_list(self):
         piece = b"x" * (MAX_UNSENT // 2)
         wire, _ = call(simple(lambda: iter([piece] * 4)), wire=Wire(room=0))
