@@ -514,6 +514,11 @@ class TestFamily:
                 assert answer(idle) == (200, b"hello")
                 os.killpg(process.pid, signal.SIGINT)
                 assert idle.recv(1) == b""
+            until(lambda: not answers(port))  # the parent has passed its signal on
+            half.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                half.recv(1)  # nothing, neither an answer nor an end
+            half.settimeout(20)
             half.sendall(b"cdef")
             assert answer(half) == (200, b"6")
             half.close()
