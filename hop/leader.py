@@ -192,6 +192,7 @@ class InlineLoop:
                 self._between()
             except Exception:
                 error_log.exception("error in the loop, which goes on")
+                time.sleep(BREATH)
         return None
 
     def _batch(self) -> Connection | None:
@@ -333,6 +334,8 @@ class InlineLoop:
                 conn.close()
         self.stopped.set()
 
+
+BREATH = 0.05  # seconds after an error in the loop
 
 SWEEP = 0.25  # seconds between two slices of the sweep
 SLICES = 4  # slices of the table in one whole sweep
