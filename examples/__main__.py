@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 
 from examples.app import application
@@ -56,14 +55,10 @@ def serve_hop(address: str) -> None:
     """Serve until SIGINT or SIGTERM, then finish what is in flight."""
     from hop import Engine, Server
 
-    server = Server(Engine(application))
+    def announce(addresses: list[str]) -> None:
+        print(f"hop listens on {', '.join(addresses)}", file=sys.stderr)
 
-    def announce() -> None:
-        server.started.wait()
-        print(f"hop listens on {', '.join(server.addresses)}", file=sys.stderr)
-
-    threading.Thread(target=announce, daemon=True).start()
-    server.serve(address)
+    Server(Engine(application)).serve(address, announce=announce)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
