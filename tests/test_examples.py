@@ -20,34 +20,9 @@ from examples import app
 from examples.peers import free_port
 from examples.static import Folder, content_type
 from examples.std import MAX_DRAIN, Body, StdServer, Truncated, split_address
+from tests.servers import SERVERS, std
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@contextlib.contextmanager
-def std(application, nodelay=True):
-    """The standard library's server in a thread; the port."""
-    server = StdServer(application, "127.0.0.1:0", nodelay)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        thread.join(10)
-        server.server_close()
-
-
-@contextlib.contextmanager
-def hop(application):
-    """hop in a thread; the port."""
-    from hop.testing import serve
-
-    with serve(application) as served:
-        yield served.port
-
-
-SERVERS = {"std": std, "hop": hop}
 
 
 @pytest.fixture(params=SERVERS)
