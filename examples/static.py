@@ -1,19 +1,16 @@
-"""Files over WSGI: one file, or a folder of them, with dates, types and no way out of it."""
+"""A folder of files over WSGI: their types, and no way out of it."""
 
 import mimetypes
-import os
-import stat
 from collections.abc import Iterable
-from email.utils import formatdate, parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
-from wsgiref.util import FileWrapper
+
+from hop.streams import send_file
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse
 
-BLOCK = 64 * 1024
 TYPES = {".js": "text/javascript", ".woff2": "font/woff2", ".epub": "application/epub+zip"}
 
 
@@ -26,47 +23,6 @@ def content_type(name: str) -> str:
     if kind is None:
         return "application/octet-stream"
     return f"{kind}; charset=utf-8" if kind.startswith("text/") else kind
-
-
-def unchanged(environ: dict[str, Any], modified: int) -> bool:
-    """Whether If-Modified-Since says that the client's copy is still good.
-
-    A date that cannot be read is ignored (RFC 9110, 13.1.3).
-    """
-    try:
-        since = parsedate_to_datetime(environ["HTTP_IF_MODIFIED_SINCE"])
-        return modified <= since.timestamp()
-    except (KeyError, ValueError, OverflowError):
-        return False
-
-
-def send_file(
-    environ: dict[str, Any], start_response: "StartResponse", path: Path, kind: str | None = None
-) -> Iterable[bytes]:
-    """Answer with the regular file at `path`, or with 304 when the client has it.
-
-    Raises OSError when it cannot be opened, IsADirectoryError when it is no regular file.
-    """
-    file = path.open("rb")
-    status = os.fstat(file.fileno())
-    if not stat.S_ISREG(status.st_mode):
-        file.close()
-        raise IsADirectoryError(str(path))
-    headers = [("Last-Modified", formatdate(status.st_mtime, usegmt=True))]
-    if unchanged(environ, int(status.st_mtime)):
-        file.close()
-        start_response("304 Not Modified", headers)
-        return []
-    headers += [
-        ("Content-Type", kind or content_type(path.name)),
-        ("Content-Length", str(status.st_size)),
-    ]
-    start_response("200 OK", headers)
-    if environ["REQUEST_METHOD"] == "HEAD":
-        file.close()
-        return []
-    wrapped: Iterable[bytes] = environ.get("wsgi.file_wrapper", FileWrapper)(file, BLOCK)
-    return wrapped
 
 
 class Folder:
@@ -105,12 +61,18 @@ class Folder:
             if not path.is_dir():
                 if asked.endswith("/"):
                     return self.missing(start_response)
-                return send_file(environ, start_response, path)
+                return self.send(environ, start_response, path)
             if asked.endswith("/"):
-                return send_file(environ, start_response, path / "index.html")
+                return self.send(environ, start_response, path / "index.html")
             return self.redirect(environ, start_response)
         except OSError:
             return self.missing(start_response)
+
+    def send(
+        self, environ: dict[str, Any], start_response: "StartResponse", path: Path
+    ) -> Iterable[bytes]:
+        """The file, under the type that its name says."""
+        return send_file(environ, start_response, path, content_type(path.name))
 
     def redirect(
         self, environ: dict[str, Any], start_response: "StartResponse"

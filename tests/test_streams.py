@@ -1,0 +1,596 @@
+"""Files by parts and events as they happen: each rule alone, then over sockets on both servers."""
+
+import contextlib
+import errno
+import io
+import itertools
+import os
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from email.utils import formatdate
+from functools import partial
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hop import streams
+from hop.adaptor import FileWrapper
+from hop.streams import Section, Version, byte_range, choose, http_date, send_file
+from tests.servers import SERVERS, validated
+
+NOON = 784_900_800  # Tue, 15 Nov 1994 12:00:00 GMT
+DATE = formatdate(NOON, usegmt=True)
+BEFORE, AFTER = formatdate(NOON - 1, usegmt=True), formatdate(NOON + 1, usegmt=True)
+CONTENT = os.urandom(100_000)
+SIZE = len(CONTENT)
+OTHER = '"another"'
+
+
+@pytest.fixture
+def film(tmp_path):
+    """A file that has been at rest since 1994."""
+    path = tmp_path / "film.bin"
+    path.write_bytes(CONTENT)
+    os.utime(path, (NOON, NOON))
+    return path
+
+
+ETAG = f'"{NOON * 10**9:x}-{SIZE:x}"'
+VERSION = Version(ETAG, NOON, True)
+
+# which bytes
+
+PARTS = {
+    "bytes=0-0": range(1),
+    "bytes=0-499": range(500),
+    "bytes=500-999": range(500, 1000),
+    "bytes=500-": range(500, 1000),
+    "bytes=999-": range(999, 1000),
+    "bytes=0-999999": range(1000),
+    "bytes=-1": range(999, 1000),
+    "bytes=-1000": range(1000),
+    "bytes=-2000": range(1000),
+    "BYTES=1-2": range(1, 3),
+    "bytes= 1-2\t": range(1, 3),
+    "bytes=,1-2,": range(1, 3),
+    "bytes=000001-2": range(1, 3),
+}
+NO_PARTS = ["bytes=1000-", "bytes=1000-1000", "bytes=5000-6000", "bytes=-0"]
+IGNORED = [
+    "", "bytes", "bytes=", "bytes=-", "bytes=1", "bytes=2-1", "bytes=0-1,2-3", "bytes=0-1, -5",
+    "bytes=a-b", "bytes=+1-2", "bytes=1_0-20", "bytes=-1-2", "bytes=\u0661-\u0662", "lines=0-1",
+    "bytes:0-1", "bytes=0x1-2", "bytes=1-2;x", "bytes=" + "9" * 5000 + "-", "bytes=0--1",
+    "bytes 0-1", "xbytes=0-1",
+]
+
+
+@pytest.mark.parametrize(("value", "part"), PARTS.items())
+def test_a_range_that_has_bytes(value, part):
+    assert byte_range(value, 1000) == part
+
+
+@pytest.mark.parametrize("value", NO_PARTS)
+def test_a_range_behind_the_end_is_empty(value):
+    part = byte_range(value, 1000)
+    assert part is not None
+    assert len(part) == 0
+
+
+@pytest.mark.parametrize("value", IGNORED)
+def test_what_is_no_single_range_is_ignored(value):
+    assert byte_range(value, 1000) is None
+
+
+def test_ranges_of_nothing():
+    assert byte_range("bytes=-5", 0) is None
+    assert byte_range("bytes=0-", 0) == range(0)
+    assert byte_range("bytes=0-5", 0) == range(0)
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 40))
+def test_a_range_is_what_slicing_says(first, last, size):
+    data = bytes(range(size))
+    part = byte_range(f"bytes={first}-{last}", size)
+    if first > last:
+        assert part is None
+    else:
+        assert data[part.start : max(part.start, part.stop)] == data[first : last + 1]
+        assert len(part) == len(data[first : last + 1])
+    suffix = byte_range(f"bytes=-{last}", size)
+    if size:
+        assert data[suffix.start : suffix.stop] == (data[-last:] if last else b"")
+
+
+@given(st.text(alphabet="bytes=-,0123456789 \t", max_size=20), st.integers(0, 50))
+def test_no_range_field_breaks_anything(value, size):
+    part = byte_range(value, size)
+    assert part is None or len(part) == 0 or 0 <= part.start < part.stop <= size
+
+
+# dates
+
+@pytest.mark.parametrize(
+    "value",
+    ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"],
+)
+def test_three_forms_of_one_date(value):
+    assert http_date(value) == 784111777
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "", "yesterday", "784111777", "Sun, 06 Nov 1994 08:49:37", "Sun, 06 Nov 1994 08:49:37 UTC",
+        "Sun, 06 Nov 1994 08:49:37 +0000", "Sun, 6 Nov 1994 08:49:37 GMT",
+        "Sun, 31 Feb 2021 08:49:37 GMT", "Sun, 06 Nov 1994 25:49:37 GMT",
+        "Sun, 06 Xyz 1994 08:49:37 GMT", "Sun, 06 Nov 1994 08:49:37 GMT, " * 2,
+        "Sun, 00 Jan 0000 00:00:00 GMT", "1994-11-06T08:49:37Z",
+        "Sun, \u0660\u0666 Nov 1994 08:49:37 GMT",
+    ],
+)
+def test_what_is_no_date(value):
+    assert http_date(value) is None
+
+
+@given(st.integers(0, 4_102_444_800))
+def test_a_date_that_we_write_is_read_again(seconds):
+    assert http_date(formatdate(seconds, usegmt=True)) == seconds
+
+
+@given(st.text(max_size=40))
+def test_no_date_breaks_anything(value):
+    http_date(value)
+
+
+# versions
+
+
+def status_of(mtime_ns, size=1000):
+    return os.stat_result(
+        (0o100644, 1, 1, 1, 0, 0, size, 0, mtime_ns // 10**9, 0),
+        {"st_mtime": mtime_ns / 1e9, "st_mtime_ns": mtime_ns},
+    )
+
+
+def test_the_tag_changes_with_time_and_size():
+    base = Version.of(status_of(NOON * 10**9), NOON + 9)
+    later = Version.of(status_of(NOON * 10**9 + 1), NOON + 9)
+    longer = Version.of(status_of(NOON * 10**9, 1001), NOON + 9)
+    assert len({base.etag, later.etag, longer.etag}) == 3
+    assert base.modified == later.modified == NOON
+    assert base.etag[0] == base.etag[-1] == '"'
+
+
+def test_a_file_from_the_future_was_changed_now():
+    version = Version.of(status_of((NOON + 100) * 10**9), NOON + 0.5)
+    assert (version.modified, version.settled) == (NOON, False)
+
+
+@pytest.mark.parametrize(("age", "settled"), [(0.0, False), (0.99, False), (1.0, True), (9, True)])
+def test_a_second_must_be_over(age, settled):
+    assert Version.of(status_of(NOON * 10**9), NOON + age).settled is settled
+
+
+# the table of RFC 9110, section 13.2.2
+
+W = f"W/{ETAG}"
+CASES = [
+    # fields of the request, status of GET
+    ({}, 200),
+    ({"If-Match": "*"}, 200),
+    ({"If-Match": ETAG}, 200),
+    ({"If-Match": f"{OTHER}, {ETAG}"}, 200),
+    ({"If-Match": f'"a,b",{ETAG}'}, 200),
+    ({"If-Match": OTHER}, 412),
+    ({"If-Match": W}, 412),
+    ({"If-Match": '"*"'}, 412),
+    ({"If-Match": ETAG.strip('"')}, 412),
+    ({"If-Match": ""}, 412),
+    ({"If-Unmodified-Since": DATE}, 200),
+    ({"If-Unmodified-Since": AFTER}, 200),
+    ({"If-Unmodified-Since": BEFORE}, 412),
+    ({"If-Unmodified-Since": "yesterday"}, 200),
+    ({"If-Match": ETAG, "If-Unmodified-Since": BEFORE}, 200),
+    ({"If-Match": OTHER, "If-Unmodified-Since": AFTER}, 412),
+    ({"If-None-Match": "*"}, 304),
+    ({"If-None-Match": ETAG}, 304),
+    ({"If-None-Match": W}, 304),
+    ({"If-None-Match": f"{OTHER}, {W}"}, 304),
+    ({"If-None-Match": f"{OTHER},{ETAG}"}, 304),
+    ({"If-None-Match": OTHER}, 200),
+    ({"If-None-Match": '"*"'}, 200),
+    ({"If-None-Match": ETAG.strip('"')}, 200),
+    ({"If-None-Match": ""}, 200),
+    ({"If-Modified-Since": DATE}, 304),
+    ({"If-Modified-Since": AFTER}, 304),
+    ({"If-Modified-Since": BEFORE}, 200),
+    ({"If-Modified-Since": "tomorrow"}, 200),
+    ({"If-Modified-Since": f"{DATE}, {DATE}"}, 200),
+    ({"If-None-Match": OTHER, "If-Modified-Since": AFTER}, 200),
+    ({"If-None-Match": ETAG, "If-Modified-Since": BEFORE}, 304),
+    ({"If-Match": ETAG, "If-None-Match": ETAG}, 304),
+    ({"If-Match": OTHER, "If-None-Match": ETAG}, 412),
+    ({"If-Match": ETAG, "If-None-Match": OTHER}, 200),
+    ({"If-Unmodified-Since": BEFORE, "If-Modified-Since": AFTER}, 412),
+    ({"If-Unmodified-Since": AFTER, "If-Modified-Since": AFTER}, 304),
+    ({"Range": "bytes=5-9"}, 206),
+    ({"Range": "bytes=-5"}, 206),
+    ({"Range": "bytes=99999-"}, 206),
+    ({"Range": "bytes=100000-"}, 416),
+    ({"Range": "bytes=-0"}, 416),
+    ({"Range": "bytes=5-2"}, 200),
+    ({"Range": "bytes=0-1,5-6"}, 200),
+    ({"Range": "lines=1-2"}, 200),
+    ({"Range": "bytes=5-9", "If-Range": ETAG}, 206),
+    ({"Range": "bytes=5-9", "If-Range": OTHER}, 200),
+    ({"Range": "bytes=5-9", "If-Range": W}, 200),
+    ({"Range": "bytes=5-9", "If-Range": DATE}, 206),
+    ({"Range": "bytes=5-9", "If-Range": AFTER}, 200),
+    ({"Range": "bytes=5-9", "If-Range": BEFORE}, 200),
+    ({"Range": "bytes=5-9", "If-Range": "*"}, 200),
+    ({"Range": "bytes=100000-", "If-Range": OTHER}, 200),
+    ({"Range": "bytes=100000-", "If-Range": ETAG}, 416),
+    ({"If-Range": ETAG}, 200),
+    ({"Range": "bytes=5-9", "If-None-Match": ETAG}, 304),
+    ({"Range": "bytes=5-9", "If-None-Match": OTHER}, 206),
+    ({"Range": "bytes=100000-", "If-None-Match": ETAG}, 304),
+    ({"Range": "bytes=5-9", "If-Match": ETAG}, 206),
+    ({"Range": "bytes=5-9", "If-Match": OTHER}, 412),
+    ({"Range": "bytes=5-9", "If-Unmodified-Since": BEFORE}, 412),
+    ({"Range": "bytes=5-9", "If-Match": ETAG, "If-Range": OTHER}, 200),
+]
+NAMES = ["; ".join(f"{name}: {value}" for name, value in fields.items()) for fields, _ in CASES]
+
+
+def environ_of(fields, method="GET"):
+    environ = {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in fields.items()}
+    return {"REQUEST_METHOD": method, **environ}
+
+
+@pytest.mark.parametrize(("fields", "status"), CASES, ids=NAMES)
+def test_the_table(fields, status):
+    assert choose(environ_of(fields), VERSION, SIZE)[0].startswith(str(status))
+
+
+@pytest.mark.parametrize(("fields", "status"), CASES, ids=NAMES)
+def test_head_knows_no_range(fields, status):
+    expected = 200 if status in (206, 416) else status
+    chosen, part = choose(environ_of(fields, "HEAD"), VERSION, SIZE)
+    assert chosen.startswith(str(expected))
+    assert part == range(SIZE)
+
+
+@pytest.mark.parametrize(("fields", "status"), CASES, ids=NAMES)
+def test_other_methods_get_the_whole(fields, status):
+    assert choose(environ_of(fields, "POST"), VERSION, SIZE) == (streams.OK, range(SIZE))
+
+
+def test_a_date_that_may_still_come_to_mean_something_else_joins_no_parts():
+    fields = environ_of({"Range": "bytes=5-9", "If-Range": DATE})
+    assert choose(fields, Version(ETAG, NOON, False), SIZE)[0] == streams.OK
+    by_tag = environ_of({"Range": "bytes=5-9", "If-Range": ETAG})
+    assert choose(by_tag, Version(ETAG, NOON, False), SIZE)[0] == streams.PARTIAL
+
+
+def test_django_comes_to_the_same_preconditions():
+    """Every combination of the four fields, with Django's handling as the oracle."""
+    from django.conf import settings
+    from django.http import HttpResponse
+    from django.test import RequestFactory
+    from django.utils.cache import get_conditional_response
+
+    if not settings.configured:
+        settings.configure()
+    tags = [None, "*", ETAG, OTHER, W, f"{OTHER}, {ETAG}", f"{W}, {OTHER}"]
+    dates = [None, BEFORE, DATE, AFTER, "yesterday"]
+    seen = set()
+    for match, unmodified, none, modified in itertools.product(tags, dates, tags, dates):
+        values = {"If-Match": match, "If-Unmodified-Since": unmodified,
+                  "If-None-Match": none, "If-Modified-Since": modified}
+        environ = environ_of({name: value for name, value in values.items() if value})
+        request = RequestFactory().get("/", **environ)
+        theirs = get_conditional_response(request, ETAG, NOON, HttpResponse()).status_code
+        ours = streams.evaluate(environ, VERSION)
+        assert ours.startswith(str(theirs)), environ
+        seen.add(ours)
+    assert len(seen) == 3
+
+
+# a file without a server
+
+
+class Answer:
+    """A start_response that keeps what it was told."""
+
+    def __init__(self):
+        self.status, self.fields = "", {}
+
+    def __call__(self, status, headers, exc_info=None):
+        assert not self.status
+        self.status, self.fields = status, dict(headers)
+        assert len(self.fields) == len(headers)
+
+
+def send(file, method="GET", wrapper=None, more=(), **fields):
+    environ = environ_of({name.replace("_", "-"): value for name, value in fields.items()}, method)
+    if wrapper is not None:
+        environ["wsgi.file_wrapper"] = wrapper
+    answer = Answer()
+    result = send_file(environ, answer, file, "video/mp4", more)
+    body = b"".join(result)
+    if hasattr(result, "close"):
+        result.close()
+    return answer, body
+
+
+@pytest.mark.parametrize("wrapper", [None, FileWrapper, lambda file, size: iter(
+    lambda: file.read(size), b"")], ids=["none", "hop", "another"])
+@pytest.mark.parametrize(
+    ("value", "start", "stop"),
+    [("bytes=0-9", 0, 10), ("bytes=70000-", 70_000, SIZE), ("bytes=5-80004", 5, 80_005)],
+)
+def test_a_part(film, wrapper, value, start, stop):
+    answer, body = send(film, wrapper=wrapper, Range=value)
+    assert answer.status == "206 Partial Content"
+    assert answer.fields["Content-Range"] == f"bytes {start}-{stop - 1}/{SIZE}"
+    assert answer.fields["Content-Length"] == str(stop - start)
+    length = stop - start  # hop's wrapper goes on to the end; the response writer cuts
+    assert body[:length] == CONTENT[start:stop]
+    assert len(body) == (SIZE - start if wrapper is FileWrapper else length)
+
+
+def test_the_whole_and_its_fields(film):
+    answer, body = send(film, more=[("Cache-Control", "max-age=60")])
+    assert body == CONTENT
+    assert (answer.status, answer.fields) == ("200 OK", {
+        "ETag": ETAG, "Last-Modified": DATE, "Accept-Ranges": "bytes",
+        "Content-Type": "video/mp4", "Content-Length": str(SIZE), "Cache-Control": "max-age=60",
+    })
+
+
+def test_not_modified_describes_no_content(film):
+    more = [("Cache-Control", "max-age=60"), ("Content-Disposition", "inline")]
+    answer, body = send(film, more=more, If_None_Match=ETAG)
+    assert (answer.status, body) == ("304 Not Modified", b"")
+    assert set(answer.fields) == {"ETag", "Last-Modified", "Accept-Ranges", "Cache-Control"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"If_Match": OTHER}, {}),
+        ({"Range": "bytes=100000-"}, {"Content-Range": "bytes */100000"}),
+    ],
+)
+def test_errors_do_not_carry_what_is_meant_for_the_file(film, fields, expected):
+    answer, body = send(film, more=[("Cache-Control", "max-age=60")], **fields)
+    nothing = {"Content-Type": "text/plain", "Content-Length": "0"}
+    assert (answer.fields, body) == ({**nothing, **expected}, b"")
+
+
+def test_an_empty_file(tmp_path):
+    (tmp_path / "empty").touch()
+    for fields in ({}, {"Range": "bytes=-5"}):
+        answer, body = send(tmp_path / "empty", **fields)
+        assert (answer.status, answer.fields["Content-Length"], body) == ("200 OK", "0", b"")
+    assert send(tmp_path / "empty", Range="bytes=0-")[0].status.startswith("416")
+
+
+@pytest.mark.parametrize("opened", [
+    partial(open, mode="rb"), partial(open, mode="rb", buffering=0), partial(open, mode="r+b"),
+    str, Path,
+], ids=["buffered", "raw", "to read and write", "str", "path"])
+def test_what_may_be_sent(film, opened):
+    file = opened(film)
+    assert send(file, Range="bytes=5-9")[1] == CONTENT[5:10]
+    assert isinstance(file, str | Path) or file.closed
+
+
+def test_a_temporary_file_without_a_name():
+    file = tempfile.TemporaryFile()  # noqa: SIM115
+    file.write(b"0123456789")
+    file.flush()
+    assert send(file)[1] == b"0123456789"
+
+
+def test_what_is_no_plain_file_is_refused(tmp_path):
+    for path, error in ((tmp_path, IsADirectoryError), (tmp_path / "none", FileNotFoundError),
+                        ("/dev/null", OSError)):
+        answer = Answer()
+        with pytest.raises(error):
+            send_file(environ_of({}), answer, path)
+        assert answer.status == ""
+
+
+def test_a_pipe_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    refused = []
+
+    def attempt():
+        try:
+            send_file(environ_of({}), Answer(), tmp_path / "pipe")
+        except OSError as error:
+            refused.append(error.errno)
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert refused == [errno.EINVAL]
+
+
+def closed_files(fields, method="GET", failing=False):
+    """Whether an answer without a body, or a failing start_response, leaves the file open."""
+    file = io.FileIO(os.memfd_create("x"), "r+")
+    file.write(CONTENT)
+
+    def start_response(status, headers):
+        if failing:
+            raise RuntimeError(status)
+
+    with contextlib.suppress(RuntimeError):
+        assert send_file(environ_of(fields, method), start_response, file) == []
+    return file.closed
+
+
+def test_the_file_is_closed_where_it_is_not_sent():
+    assert closed_files({}, "HEAD")
+    assert closed_files({"If-Match": OTHER})
+    assert closed_files({"If-None-Match": "*"})
+    assert closed_files({"Range": "bytes=100000-"})
+    assert closed_files({}, failing=True)
+
+
+def test_a_section_ends_where_it_should():
+    file = io.BytesIO(b"0123456789")
+    file.seek(3)
+    section = Section(file, 5)
+    assert [section.read(2) for _ in range(5)] == [b"34", b"56", b"7", b"", b""]
+    section.close()
+    assert file.closed
+
+
+def test_a_section_of_a_file_that_became_shorter():
+    assert Section(io.BytesIO(b"0123"), 9).read(9) == b"0123"
+
+
+# a file over sockets
+
+
+@pytest.fixture(params=SERVERS)
+def serve(request):
+    """A function that serves an application in this mode until the test ends; the port."""
+    with contextlib.ExitStack() as stack:
+        yield lambda application: stack.enter_context(SERVERS[request.param](application))
+
+
+def read_all(sock):
+    answer = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := sock.recv(65536):
+            answer += piece
+    return answer
+
+
+def exchange(port, *lines, method="GET"):
+    """One raw request; status, fields in lower case, everything behind the head."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+        request = [f"{method} / HTTP/1.1", "Host: h", *lines, "Connection: close", "", ""]
+        sock.sendall("\r\n".join(request).encode("latin-1"))
+        head, _, body = read_all(sock).partition(b"\r\n\r\n")
+    first, *rest = head.decode("latin-1").split("\r\n")
+    fields = {name.lower(): value for name, _, value in (line.partition(": ") for line in rest)}
+    return int(first.split()[1]), fields, body
+
+
+def cinema(path):
+    return lambda environ, start_response: send_file(environ, start_response, path, "video/mp4")
+
+
+def test_the_table_over_sockets(serve, film):
+    port = serve(cinema(film))
+    for fields, status in CASES:
+        for method in ("GET", "HEAD"):
+            lines = [f"{name}: {value}" for name, value in fields.items()]
+            got, headers, body = exchange(port, *lines, method=method)
+            expected = 200 if method == "HEAD" and status in (206, 416) else status
+            assert got == expected, fields
+            if method == "HEAD" or status not in (200, 206):
+                assert body == b""
+            elif status == 200:
+                assert body == CONTENT
+            else:
+                first, last = headers["content-range"][6:].split("/")[0].split("-")
+                assert body == CONTENT[int(first) : int(last) + 1]
+            if status in (200, 206) and method == "GET":
+                assert headers["content-length"] == str(len(body))
+                assert (headers["etag"], headers["last-modified"]) == (ETAG, DATE)
+
+
+def test_the_validator_has_no_complaint(serve, film):
+    port = serve(validated(cinema(film)))
+    for fields, status in ((("Range: bytes=5-9",), 206), ((), 200), (("If-Match: x",), 412),
+                           ((f"If-None-Match: {ETAG}",), 304), (("Range: bytes=100000-",), 416)):
+        assert exchange(port, *fields)[0] == status
+
+
+def test_a_connection_is_kept_after_every_answer(serve, film):
+    """Whatever was sent, the next answer begins where it ends."""
+    port = serve(cinema(film))
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+        lines = ["Range: bytes=5-9", "Range: bytes=100000-", f"If-None-Match: {ETAG}",
+                 "If-Match: x", "Range: bytes=70000-70009", "Connection: close"]
+        for line in lines:
+            sock.sendall(f"GET / HTTP/1.1\r\nHost: h\r\n{line}\r\n\r\n".encode())
+        answer = read_all(sock)
+    statuses = [int(part[:3]) for part in answer.split(b"HTTP/1.1 ")[1:]]
+    assert statuses == [206, 416, 304, 412, 206, 200]
+    assert answer.endswith(CONTENT)
+
+
+def test_curl_resumes(serve, film, tmp_path):
+    """`curl -C -` goes on where a broken download ended; `-r` asks for a part."""
+    url = f"http://127.0.0.1:{serve(cinema(film))}/"
+    broken = tmp_path / "broken"
+    broken.write_bytes(CONTENT[:60_000])
+    subprocess.run(["curl", "-sS", "-C", "-", "-o", broken, url], check=True, timeout=20)
+    assert broken.read_bytes() == CONTENT
+    done = subprocess.run(["curl", "-sS", "-r", "-5", url], check=True, timeout=20,
+                          capture_output=True)
+    assert done.stdout == CONTENT[-5:]
+
+
+def test_a_file_that_becomes_shorter_is_not_taken_for_whole(serve, tmp_path):
+    path = tmp_path / "shrinking"
+    path.write_bytes(bytes(20_000_000))
+
+    def shrink(environ, start_response):
+        result = send_file(environ, start_response, path)
+        os.truncate(path, 1_000_000)
+        return result
+
+    status, fields, body = exchange(serve(shrink))
+    assert (status, fields["content-length"]) == (200, "20000000")
+    assert len(body) == 1_000_000
+
+
+def test_a_file_that_grows_is_cut_at_what_was_promised(serve, tmp_path):
+    path = tmp_path / "growing"
+    path.write_bytes(CONTENT)
+
+    def grow(environ, start_response):
+        result = send_file(environ, start_response, path)
+        with open(path, "ab") as file:
+            file.write(b"more" * 100_000)
+        return result
+
+    assert exchange(serve(grow))[2] == CONTENT
+    path.write_bytes(CONTENT)
+    assert exchange(serve(grow), "Range: bytes=99990-")[2] == CONTENT[99_990:]
+
+
+def test_a_small_part_does_not_read_the_rest():
+    """A server that reads to the end reads no more than the part."""
+    read = []
+
+    class Counting(io.FileIO):
+        def read(self, size=-1):
+            data = super().read(size)
+            read.append(len(data))
+            return data
+
+    file = Counting(os.memfd_create("x"), "r+")
+    file.write(CONTENT)
+    assert send(file, Range="bytes=5-9")[1] == CONTENT[5:10]
+    assert sum(read) == 5
+
+
+def test_a_file_that_has_just_changed_is_not_joined_by_its_date(film):
+    now = time.time()
+    os.utime(film, (now, now))
+    answer, _ = send(film, Range="bytes=5-9", If_Range=formatdate(now, usegmt=True))
+    assert answer.status == "200 OK"
