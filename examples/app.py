@@ -4,7 +4,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from examples.static import Folder, send_file
+from examples import (
+    stats,
+    ws_websockets_event,
+    ws_websockets_std,
+    ws_wsproto_high,
+    ws_wsproto_low,
+)
+from examples.static import Folder
+from hop.streams import send_file
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse
@@ -19,9 +27,14 @@ NO_BOOK = "The book has not been woven yet: run `make book`, then ask again."
 OVERVIEW = b"""\
 hop: ordinary WSGI applications on a readiness loop.
 
-  /        this page (a browser gets it with links)
-  /file    the source of this application, sent as a file
-  /book/   the book: how the server that answers you was written
+  /                      this page (a browser gets it alive)
+  /ws-wsproto-low        WebSocket echo: wsproto's frames, called when bytes arrive
+  /ws-wsproto-high       WebSocket echo: wsproto's events, called when bytes arrive
+  /ws-websockets-std     WebSocket echo: a blocking loop, a thread for each connection
+  /ws-websockets-event   WebSocket echo: the same protocol, called when bytes arrive
+  /file                  the source of this application, sent as a file
+  /stats                 an event stream: threads, connections, memory
+  /book/                 the book: how the server that answers you was written
 
 The same application is served in both modes:
 
@@ -59,7 +72,12 @@ def source(environ: type_environ, start_response: "StartResponse") -> Iterable[b
 
 ROUTES: dict[str, Handler] = {
     "/": overview,
+    "/ws-wsproto-low": ws_wsproto_low.application,
+    "/ws-wsproto-high": ws_wsproto_high.application,
+    "/ws-websockets-std": ws_websockets_std.application,
+    "/ws-websockets-event": ws_websockets_event.application,
     "/file": source,
+    "/stats": stats.application,
 }
 FOLDERS: dict[str, Handler] = {
     "/book/": Folder("/book/", BOOK, NO_BOOK),

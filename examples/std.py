@@ -12,12 +12,14 @@ import re
 import socket
 import socketserver
 import sys
+import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlsplit
 from wsgiref.handlers import SimpleHandler
 from wsgiref.headers import Headers
+from wsgiref.util import is_hop_by_hop
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -92,6 +94,63 @@ class Body(io.RawIOBase):
         return self.done
 
 
+class HijackedSocket:
+    """The connection's socket, given away. `recv` first drains what was read past the head."""
+
+    def __init__(self, sock: socket.socket, stream: io.BufferedReader) -> None:
+        self._sock = sock
+        sock.setblocking(False)  # so that peeking takes what is there, and waits for no more
+        try:
+            self._early: bytes = stream.peek() and stream.read1()
+        finally:
+            sock.setblocking(True)
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """At least one byte, or b"" at the end of input."""
+        if not self._early:
+            return self._sock.recv(size, flags)
+        data = self._early[:size]
+        if not flags & socket.MSG_PEEK:
+            self._early = self._early[size:]
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the socket's own."""
+        return getattr(self._sock, name)
+
+    def __enter__(self) -> "HijackedSocket":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._sock.close()
+
+
+class Hijacker:
+    """`hop.hijacker`, as far as a server with a thread for every connection can offer it."""
+
+    def __init__(self, response: "Response") -> None:
+        self._response = response
+        self.hijacked = False
+
+    def hijack(self) -> HijackedSocket:
+        """The blocking socket. The calling thread has it until the application returns.
+
+        Raises RuntimeError when it has been taken already, or the response has begun.
+        """
+        if self.hijacked or self._response.headers_sent:
+            raise RuntimeError("the connection was taken already, or its response has begun")
+        request = self._response.request
+        self.hijacked = request.close_connection = True
+        return HijackedSocket(request.connection, cast(io.BufferedReader, request.rfile))
+
+    def set_read_handler(self, handler: object, **callbacks: object) -> Any:
+        """Raises NotImplementedError: there is nobody who would call the handler."""
+        raise NotImplementedError(
+            "This server has a thread for every connection and no poller to call a handler; "
+            "the thread can have the socket instead, with hijack()."
+        )
+
+
 class Response(SimpleHandler):
     """One call of the application, its answer framed for HTTP/1.1."""
 
@@ -102,9 +161,24 @@ class Response(SimpleHandler):
     def __init__(self, request: "Handler", body: Body, environ: dict[str, Any]) -> None:
         output = cast(IO[bytes], request.wfile)
         super().__init__(io.BufferedReader(body), output, sys.stderr, environ)
+        self.hijacker = environ["hop.hijacker"] = Hijacker(self)
         self.request = request
         self.bodiless = self.chunked = self.complete = False
         self.left: int | None = None  # bytes that Content-Length still promises
+
+    def start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
+    ) -> Callable[[bytes], None]:
+        """As PEP 3333 has it; fields that are the server's business are left out, as by hop."""
+        kept = [field for field in headers if not is_hop_by_hop(field[0])]
+        return super().start_response(status, kept, exc_info)
+
+    def finish_response(self) -> None:
+        """Send what the application returned, unless it has answered by itself."""
+        if self.hijacker.hijacked:
+            self.close()
+        else:
+            super().finish_response()
 
     def cleanup_headers(self) -> None:
         """Decide how the body ends: by length, by chunks, or with the connection."""
@@ -231,6 +305,7 @@ class Handler(BaseHTTPRequestHandler):
             "REMOTE_ADDR": self.client_address[0],
             "REMOTE_PORT": str(self.client_address[1]),
             "wsgi.input_terminated": True,
+            "std.connections": self.server.connections,
         }
         for name, value in self.headers.items():
             if "_" in name:
@@ -264,6 +339,7 @@ class StdServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self, application: "WSGIApplication", address: str, nodelay: bool = False
     ) -> None:
         self.application, self.nodelay = application, nodelay
+        self._live, self._lock = 0, threading.Lock()
         host, port = split_address(address)
         if ":" in host or (not host and socket.has_dualstack_ipv6()):
             self.address_family = socket.AF_INET6
@@ -275,6 +351,20 @@ class StdServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         super().server_bind()
         host, self.server_port = self.socket.getsockname()[:2]
         self.server_name = str(host)
+
+    def connections(self) -> int:
+        """How many there are; each has a thread."""
+        return self._live
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """The life of a connection's thread."""
+        with self._lock:
+            self._live += 1
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            with self._lock:
+                self._live -= 1
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that goes away is not worth a traceback; anything else is."""
