@@ -8,7 +8,9 @@ if [ $# -gt 0 ]; then
 else
     missing=()
     # program=package
-    for pair in wrk=wrk; do
+    browser=chromium
+    command -v google-chrome >/dev/null && browser=google-chrome
+    for pair in wrk=wrk $browser=chromium; do
         PATH=$PATH:/usr/sbin command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
     done
 fi
