@@ -100,7 +100,8 @@ wheel-test: $(READY)  ## Build the wheel, install it into an empty environment, 
 	@$(STAGE) wheel-test $(PY) -m pytest -q tests/test_package.py
 
 PEERS := build/peers
-PEER_PACKAGES := granian 'uvicorn[standard]' waitress gunicorn cheroot gevent a2wsgi
+PEER_PACKAGES := granian 'uvicorn[standard]' waitress gunicorn cheroot gevent a2wsgi \
+    aiohttp flask-sock picows wsproto
 
 peers:  ## Install the other servers that the benchmarks compare with (build/peers)
 	$(PY) -m venv $(PEERS)
