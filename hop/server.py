@@ -5,6 +5,7 @@ Wiring, options, signals, and an end that loses nobody.
 """
 
 import contextlib
+import dataclasses
 import logging
 import os
 import resource
@@ -20,8 +21,8 @@ from typing import Any, NoReturn
 from hop.adaptor import ErrorStream, base_environ
 from hop.engine import ConnectionState, Engine
 from hop.leader import LeaderFollowers, Monitor
-from hop.listener import ListenConfig, close_listener, describe, open_listener
-from hop.poller import Acceptor, default_poller
+from hop.listener import ListenConfig, close_listener, describe, open_listener, open_sibling
+from hop.poller import Acceptor, Poller, default_poller
 
 __all__ = ["STOP", "Processes", "Server"]
 
@@ -111,6 +112,7 @@ class Server:
         self._listeners: list[socket.socket] = []
         self._groups: list[LeaderFollowers] = []
         self._monitor: Monitor | None = None
+        self._family: Processes | None = None
         self._deadline: float | None = None
         self._ending = self._cut = False
 
@@ -126,7 +128,7 @@ class Server:
             multiprocess=self.processes > 1,
         )
 
-    def _group(self, shared: bool) -> LeaderFollowers:
+    def _group(self) -> LeaderFollowers:
         """A poller and its threads, and a door for every listener."""
         group = LeaderFollowers(
             default_poller(),
@@ -139,13 +141,13 @@ class Server:
         )
         for listener in self._listeners:
             base = self._base_environ(listener)
-            acceptor = Acceptor(
+            shared = self.pollers > 1 or (self.processes > 1 and not _dealt(listener))
+            door = (SharedDoor if shared else Acceptor)(
                 group.poller,
                 listener.dup(),
                 lambda sock, base=base: group.admit(sock, base),  # type: ignore[misc]
-                exclusive=shared or self.pollers > 1,
             )
-            group.acceptors[acceptor.fileno()] = acceptor
+            group.acceptors[door.fileno()] = door
         return group
 
     def close_listeners(self) -> None:
@@ -179,6 +181,8 @@ class Server:
             group.post(self._drain_group, group)
         if self._monitor is not None:
             self._monitor.wake()
+        if self._family is not None:
+            self._family.ring()
 
     def shutdown(self, timeout: float | None = None) -> bool:
         """Stop gracefully and wait for it: accept what has completed its handshake, answer what
@@ -221,9 +225,9 @@ class Server:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
-    def run(self, *, signals: tuple[signal.Signals, ...] = STOP, shared: bool = False) -> None:
-        """Serve in this process; `shared`: other processes accept from the listeners as well."""
-        self._groups = [self._group(shared) for _ in range(self.pollers)]
+    def run(self, *, signals: tuple[signal.Signals, ...] = STOP) -> None:
+        """Serve in this process, on the listeners that are open."""
+        self._groups = [self._group() for _ in range(self.pollers)]
         self._monitor = Monitor(self._groups)
         with self._stopped_by(signals):
             try:
@@ -240,9 +244,12 @@ class Server:
         """Serve on every bind (by default ":1826") until `shutdown` or a signal.
 
         `announce` is called with the addresses once clients can connect. Raises ValueError for
-        a bind that is none and OSError for one that cannot be had.
+        a bind that is none and OSError for one that cannot be had. Several processes want the
+        main thread.
         """
         try:
+            if self.processes > 1 and DEALS:
+                self.listen = dataclasses.replace(self.listen, reuse_port=True)
             for bind in binds or (":1826",):
                 self._listeners.append(open_listener(bind, self.listen))
             self.addresses = [describe(listener) for listener in self._listeners]
@@ -257,6 +264,31 @@ class Server:
             self.finished.set()
 
 
+class SharedDoor(Acceptor):
+    """An acceptor of a listener that others watch, too: one client, then it is others' turn.
+
+    The kernel wakes the first in its list of watchers; who registers anew goes to the end.
+    """
+
+    def __init__(
+        self, poller: Poller, sock: socket.socket, deliver: Callable[[socket.socket], object]
+    ) -> None:
+        super().__init__(poller, sock, deliver, batch=1, exclusive=True)
+
+    def on_readable(self) -> int:
+        delivered = super().on_readable()
+        if delivered and self._watching:
+            self.resume()
+        return delivered
+
+
+def _dealt(listener: socket.socket) -> bool:
+    """Whether the kernel deals connections out to several listeners on this one's port."""
+    return listener.family != socket.AF_UNIX and bool(
+        listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)
+    )
+
+
 def _log_stacks(group: LeaderFollowers) -> None:
     """Write into the log where each thread is that does not come back from a handler."""
     frames = sys._current_frames()
@@ -266,86 +298,211 @@ def _log_stacks(group: LeaderFollowers) -> None:
             error_log.error("cut off at shutdown, stuck here:\n%s", stack)
 
 
-class Processes:
-    """The parent of several servers: one set of listeners, as many processes as were asked for.
+DEALS = sys.platform == "linux"  # elsewhere SO_REUSEPORT may give everything to one listener
 
-    Forks before any thread or poller exists. A child that dies is replaced; a signal to the
-    parent ends them all, gracefully the first time. Runs in the main thread.
+
+class Processes:
+    """The parent of several servers: as many processes as were asked for, on the same ports.
+
+    Forks before any thread or poller exists. Every child has a place, with listeners of its own
+    where the kernel can deal; one that dies is replaced there. A signal to the parent ends them
+    all, gracefully the first time. Runs in the main thread.
     """
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._children: dict[int, float] = {}
-        self._stopping = False
-        self._lifeline = (-1, -1)
+        self._places = [server._listeners]
+        self._vacant = dict.fromkeys(range(server.processes), 0.0)  # place: when to fill it
+        self._children: dict[int, tuple[int, float]] = {}  # number: place, when it was born
+        self._sent: signal.Signals | None = None
+        self._before: dict[int, Any] = {}
+        self._ear, self._mouth = socket.socketpair()
+        self._lifeline = os.pipe()
+
+    def ring(self) -> None:
+        """Let the parent look what there is to do; from any thread."""
+        with contextlib.suppress(OSError):  # it has ended
+            self._mouth.send(b"\0")
+
+    @contextlib.contextmanager
+    def _hearing(self) -> Iterator[None]:
+        """While the block runs, every signal is a byte that the ear receives."""
+        self._mouth.setblocking(False)
+        wakeup = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
+        numbers = (*STOP, signal.SIGCHLD)
+        for number in numbers:
+            self._before[number] = signal.signal(number, lambda *_: None) or signal.SIG_DFL
+        try:
+            yield
+        finally:
+            for caught, handler in self._before.items():
+                signal.signal(caught, handler)
+            signal.set_wakeup_fd(wakeup)
 
     def run(self) -> None:
-        """Fork, wait, replace, until a signal comes and all children have gone."""
-        handlers = {number: signal.signal(number, self._pass_on) for number in STOP}
-        self._lifeline = os.pipe()
-        try:
-            for _ in range(self._server.processes):
-                self._fork()
+        """Fork, wait, replace, until the server is told to end and all children have gone."""
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._close)
+            undo.enter_context(self._hearing())
+            self._open_places()
+            self._server._family = self
+            self._attend()
             self._server.started.set()
-            while self._children:
-                self._wait()
-        finally:
-            for end in self._lifeline:
-                os.close(end)
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+            while self._children or not self._server._ending:
+                self._hear()
+                self._reap()
+                self._attend()
 
-    def _pass_on(self, *_: object) -> None:
-        """A signal: every child gets it, and nobody is let in by way of the parent."""
-        self._stopping = True
-        for pid in list(self._children):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-        self._server.close_listeners()
+    def _open_places(self) -> None:
+        """A queue for every process, where the kernel can deal; else one more door to the same."""
+        server = self._server
+        for _ in range(1, server.processes):
+            self._places.append([])
+            for first in server._listeners:
+                own = open_sibling(first, server.listen) if _dealt(first) else first.dup()
+                self._places[-1].append(own)
 
-    def _fork(self) -> None:
-        """Start a child, unless the end has begun."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+    def _close_places(self) -> None:
+        for listeners in self._places:
+            while listeners:
+                close_listener(listeners.pop())
+
+    def _close(self) -> None:
+        self._server._family = None
+        self._close_places()
+        self._ear.close()
+        self._mouth.close()
+        for end in self._lifeline:
+            os.close(end)
+
+    def _hear(self) -> None:
+        """Sleep until somebody rings, a signal comes, or something is due."""
+        self._ear.settimeout(self._patience())
+        with contextlib.suppress(TimeoutError, BlockingIOError):
+            for number in self._ear.recv(4096):
+                if number in STOP:
+                    self._server.begin_shutdown()
+
+    def _patience(self) -> float | None:
+        """Seconds until something is due; None if nothing is."""
+        deadline = self._server._deadline
+        if not self._server._ending:
+            moments = list(self._vacant.values())
+        elif deadline is None or self._sent == signal.SIGKILL:
+            moments = []
+        else:
+            moments = [deadline + GRACE if self._sent == signal.SIGQUIT else deadline]
+        return max(0.0, min(moments) - time.monotonic()) if moments else None
+
+    def _fork(self, place: int) -> int:
+        """Start the child of a place; its number. OSError when there can be none."""
+        _flush()
+        signal.pthread_sigmask(signal.SIG_BLOCK, TOLD)
         try:
-            if self._stopping:
-                return
-            pid = os.fork()
-            if not pid:
-                self._serve()
-            self._children[pid] = time.monotonic()
+            number = os.fork()
+            if not number:
+                self._serve(place)
+            return number
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD)
 
-    def _serve(self) -> NoReturn:
+    def _serve(self, place: int) -> NoReturn:
         """The life of a child; never returns."""
         status = 1
         try:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, lambda *_: self._server.begin_shutdown())
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
-            os.close(self._lifeline[1])
-            threading.Thread(target=self._outlive_nobody, name="hop lifeline", daemon=True).start()
-            self._server.run(signals=(signal.SIGTERM,), shared=True)
-            status = 0
+            self._begin(place)
+            self._server.run(signals=())
+            status = int(self._server._cut)
         except BaseException:
             error_log.exception("a server process failed")
         finally:
-            logging.shutdown()
+            with contextlib.suppress(Exception):
+                logging.shutdown()
+            _flush()
             os._exit(status)
+
+    def _begin(self, place: int) -> None:
+        """From a copy of the parent to a child with a place of its own."""
+        server = self._server
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, self._before[signal.SIGCHLD])
+        signal.signal(signal.SIGTERM, lambda *_: self._leave())
+        signal.signal(signal.SIGQUIT, lambda *_: server.begin_shutdown(0.0))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD)
+        self._ear.close()
+        self._mouth.close()
+        os.close(self._lifeline[1])
+        server._family, server._listeners = None, self._places.pop(place)
+        for listener in [each for others in self._places for each in others]:
+            listener.close()
+        threading.Thread(target=self._outlive_nobody, name="hop lifeline", daemon=True).start()
+
+    def _leave(self) -> None:
+        """Stop gracefully; told more than once, it is the same stop."""
+        if not self._server._ending:
+            self._server.begin_shutdown()
 
     def _outlive_nobody(self) -> None:
         """Stop when the parent is no more: then the pipe has no writer left."""
         os.read(self._lifeline[0], 1)
-        self._server.begin_shutdown()
+        self._leave()
 
-    def _wait(self) -> None:
-        """Wait for a child's end, and replace it unless the end of all has begun."""
-        pid, status = os.waitpid(-1, 0)
-        born = self._children.pop(pid, None)
-        if born is None or self._stopping:
+    def _attend(self) -> None:
+        """Let everybody go if the end has begun; else fill the places that are due."""
+        if self._server._ending:
+            self._let_go()
             return
-        code = os.waitstatus_to_exitcode(status)
-        error_log.error("process %d ended with status %d; starting another", pid, code)
-        if time.monotonic() - born < 1.0:
-            time.sleep(0.5)
-        self._fork()
+        for place, due in list(self._vacant.items()):
+            if due <= time.monotonic():
+                try:
+                    number = self._fork(place)
+                except OSError as error:
+                    error_log.error("no process can be started, trying again: %s", error)
+                    self._vacant[place] = time.monotonic() + BREATHER
+                else:
+                    del self._vacant[place]
+                    self._children[number] = place, time.monotonic()
+
+    def _reap(self) -> None:
+        """Count those who have ended, and vacate their places."""
+        for number, (place, born) in list(self._children.items()):
+            ended, status = os.waitpid(number, os.WNOHANG)
+            if ended:
+                del self._children[number]
+                self._ended(number, place, born, os.waitstatus_to_exitcode(status))
+
+    def _ended(self, number: int, place: int, born: float, status: int) -> None:
+        """A child has ended: at the end of all, or before its time."""
+        if self._server._ending:
+            self._server._cut |= status != 0
+            return
+        error_log.error("process %d ended with status %d; starting another", number, status)
+        now = time.monotonic()
+        self._vacant[place] = now + (BREATHER if now - born < YOUNG else 0.0)
+
+    def _let_go(self) -> None:
+        """Close the doors, and send the children what fits the hour."""
+        self._close_places()
+        deadline = self._server._deadline
+        late = -1.0 if deadline is None else time.monotonic() - deadline
+        fits = signal.SIGTERM if late < 0 else signal.SIGQUIT if late < GRACE else signal.SIGKILL
+        if fits != self._sent:
+            self._sent = fits
+            for number in self._children:
+                os.kill(number, fits)
+
+
+GRACE = 5.0  # seconds after the deadline in which a child may still end by itself
+
+TOLD = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)  # what a child must not miss at its birth
+
+
+def _flush() -> None:
+    """Let nothing that was printed or logged wait in a buffer that is about to be lost."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+
+
+BREATHER = 0.5  # seconds for which the place of a child stays vacant that died young,
+YOUNG = 1.0  # in its first second
