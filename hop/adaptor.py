@@ -131,6 +131,13 @@ class FileWrapper:
         return (offset, count) if stat.S_ISREG(status.st_mode) and count > 0 else None
 
 
+# The keys that differ from request to request: in the template, so that its copies never grow.
+_EACH_REQUEST = (
+    "REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "REQUEST_URI", "SERVER_PROTOCOL",
+    "REMOTE_ADDR", "wsgi.input", "hop.response", "hop.context", "hop.hijacker",
+)  # fmt: skip
+
+
 def base_environ(
     name: str, port: str, errors: Any, *, multithread: bool = True, multiprocess: bool = False
 ) -> dict[str, Any]:
@@ -148,6 +155,7 @@ def base_environ(
         "wsgi.run_once": False,
         "wsgi.file_wrapper": FileWrapper,
         "wsgi.input_terminated": True,
+        **dict.fromkeys(_EACH_REQUEST, ""),
     }
 
 
@@ -176,24 +184,28 @@ _is_value = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
 # Bounded caches: status strings and field lines that repeat, checked and encoded already.
 _CACHE_SIZE = 512
 _LONGEST_CACHED = 256
-_status_lines: dict[str, bytes] = {}
+_status_lines: dict[str, tuple[bytes, bool]] = {}
 _field_lines: dict[tuple[str, str], bytes] = {}
 
 
-def _remember(cache: dict[Any, bytes], key: Any, line: bytes) -> None:
-    if len(line) <= _LONGEST_CACHED:
+def _remember(cache: dict[Any, Any], key: Any, entry: Any, size: int) -> None:
+    if size <= _LONGEST_CACHED:
         if len(cache) >= _CACHE_SIZE:
             cache.clear()
-        cache[key] = line
+        cache[key] = entry
 
 
-def _status_line(status: str) -> bytes:
-    """The checked status line; hop answers in its own version (RFC 9110, section 2.5)."""
+def _status_line(status: str) -> tuple[bytes, bool]:
+    """The checked status line, and whether such an answer has no body.
+
+    hop answers in its own version (RFC 9110, section 2.5).
+    """
     if not _is_status(status):
         raise ValueError(f"{status!r} is no status of a final answer, such as '200 OK'")
     line = b"HTTP/1.1 %b\r\n" % status.encode("latin-1")
-    _remember(_status_lines, status, line)
-    return line
+    entry = line, status[:3] in ("101", "204", "304")
+    _remember(_status_lines, status, entry, len(line))
+    return entry
 
 
 def _field_line(name: str, value: str) -> bytes:
@@ -261,18 +273,17 @@ class ResponseWriter:
     """
 
     __slots__ = (
-        "_chunked", "_common", "_left", "_length", "_lines", "_method", "_protocol",
+        "_bodiless", "_chunked", "_common", "_left", "_length", "_lines", "_request",
         "conn", "deadline", "keep_alive", "sent", "size", "status", "trailers",
     )  # fmt: skip
 
     def __init__(
-        self, conn: Any, head: RequestHead, common: bytes, keep_alive: bool, deadline: float | None
+        self, conn: Any, head: RequestHead, common: bytes, deadline: float | None
     ) -> None:
         self.conn: Transport = conn
-        self._method = head.method
-        self._protocol = head.protocol
+        self._request = head
         self._common = common  # the lines of DateField
-        self.keep_alive = keep_alive
+        self.keep_alive = head.keep_alive
         self.deadline = deadline
         self.status = ""
         self.sent = False  # whether the head has gone out
@@ -298,9 +309,10 @@ class ResponseWriter:
         self.status = ""
         self._length: int | None = None
         try:
-            self._lines = [_status_lines.get(status) or _status_line(status), self._common]
+            line, self._bodiless = _status_lines.get(status) or _status_line(status)
+            self._lines = lines = [line, self._common]
             for field in headers:
-                self._lines.append(_field_lines.get(field) or self._field(*field))
+                lines.append(_field_lines.get(field) or self._field(*field))
         except (AttributeError, TypeError) as error:
             raise TypeError("wanted: a str, and a list of (str, str) tuples") from error
         self.status = status
@@ -308,14 +320,13 @@ class ResponseWriter:
 
     def _field(self, name: str, value: str) -> bytes:
         """The line for a field that is new, or means something to us; b"" if we write our own."""
-        lower = name.lower()
-        if lower == "content-length":
-            number = value.isascii() and value.isdigit() and len(value) < 19
+        if name == "Content-Length" or name.lower() == "content-length":
+            number = value.isdecimal() and value.isascii() and len(value) < 19
             if not number or self._length is not None:
                 raise ValueError(f"Content-Length must be one number, not {value!r}")
             self._length = int(value)
             return b""
-        line = _field_line(name, value)
+        line, lower = _field_line(name, value), name.lower()
         if lower in _HOP_BY_HOP:
             if lower == "connection" and "close" in value.lower():
                 self.keep_alive = False
@@ -326,7 +337,7 @@ class ResponseWriter:
         elif lower == "server":
             self._lines[1] = self._lines[1].removeprefix(SERVER_LINE)
         elif lower not in _PASSING:
-            _remember(_field_lines, (name, value), line)
+            _remember(_field_lines, (name, value), line, len(line))
         return line
 
     def _decide(self, size: int | None) -> Framing:
@@ -340,13 +351,13 @@ class ResponseWriter:
             size = None
         elif code == "204" or code == "101":  # RFC 9110, section 8.6: no length at all
             size = length = None
-        elif self._method == "HEAD":  # from an empty body one cannot tell GET's length
+        elif self._request.method == "HEAD":  # from an empty body one cannot tell GET's length
             size = size or None
         else:
             bodiless = False
         if length is None:
             length = size
-        framing = FRAMING[bodiless, length is not None, self._protocol == "HTTP/1.1"]
+        framing = FRAMING[bodiless, length is not None, self._request.protocol == "HTTP/1.1"]
         self._length = length
         self._left = 0 if framing is NONE else length
         self._chunked = framing is CHUNKED
@@ -370,7 +381,7 @@ class ResponseWriter:
             lines.append(b"Connection: upgrade\r\n")
         elif not self.keep_alive:
             lines.append(b"Connection: close\r\n")
-        elif self._protocol != "HTTP/1.1":
+        elif self._request.protocol != "HTTP/1.1":
             lines.append(b"Connection: keep-alive\r\n")
         lines.append(b"\r\n")
         self.sent = True
@@ -410,19 +421,29 @@ class ResponseWriter:
             self._send_file(result.file, *extent)
         else:
             self._send_pieces(result)
-        if self._left is not None and self._left > 0:
+        if self._left and self._left > 0:
             self.keep_alive = False
         self._left = 0  # the answer is over: what fails from here on does not cut it
 
     def _send_whole(self, body: bytes) -> None:
-        size = len(body)
-        head = self._head(size)
-        if size == self._left and size <= JOIN_LIMIT:  # as `_put` would do it, but sooner
-            self._left = 0
-            self.size = size
-            self.conn.write(head + body)
-        else:
-            self._put(head, body)
+        """Most answers are plain, and take a short way to the same bytes."""
+        size, request = len(body), self._request
+        plain = (
+            self.status
+            and self.keep_alive
+            and not self._bodiless
+            and (self._length is None or self._length == size)
+            and request.method != "HEAD"
+            and request.protocol == "HTTP/1.1"
+            and size <= JOIN_LIMIT
+            and not self.conn.loop.draining
+        )
+        if not plain:
+            self._put(self._head(size), body)
+            return
+        self.sent, self.size, self._left = True, size, 0
+        self._lines += b"Content-Length: %d\r\n\r\n" % size, body
+        self.conn.write(b"".join(self._lines))
 
     def _send_pieces(self, result: Iterable[bytes]) -> None:
         """Send each piece at once, and what ends the body; stop when more comes than may."""

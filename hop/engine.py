@@ -236,9 +236,8 @@ class Engine:
                 response.send(result)
                 whole = True
             finally:
-                close = getattr(result, "close", None)
-                if close is not None:
-                    close()
+                if type(result) is not list and hasattr(result, "close"):
+                    result.close()
         except ClientDisconnected:
             raise
         except BaseException:
@@ -254,8 +253,7 @@ class Engine:
         conn.state = CALL
         conn.since = loop.now
         deadline = None if self.request_timeout is None else loop.now + self.request_timeout
-        common = self.date.lines(loop.now)
-        response = ResponseWriter(conn, head, common, head.keep_alive, deadline)
+        response = ResponseWriter(conn, head, self.date.lines(loop.now), deadline)
         environ = build_environ(conn.base, head, body, response)
         loop.begin(conn, response)
         try:
@@ -291,8 +289,9 @@ class Engine:
 
     def _requests(self, conn: Transport, data: bytes) -> None:
         """Answer the whole requests in `data` and keep what is left."""
-        position, size = 0, len(data)
-        for _ in range(self.max_pipelined):
+        position, size, turns = 0, len(data), self.max_pipelined
+        while turns:
+            turns -= 1
             try:
                 head = parse_head(data, position, self.limits)
             except ProtocolError as error:

@@ -128,26 +128,19 @@ class InlineLoop:
 
     def _step(self, conn: Connection) -> None:
         """Do what the connection is ready for, as its state has it."""
-        state = conn.state
-        if state >= FLUSHING:
-            self._step_out(conn)
-        elif state == PAUSED or (state == IDLE and conn.incoming is not None):
+        if conn.state == PAUSED or (conn.state == IDLE and conn.incoming is not None):
             self.engine.resume(conn)
-        else:
-            data = conn.receive()
-            if data is not None:
-                self.engine.received(conn, data)
-            elif self.draining and state == IDLE:
-                conn.state = CLOSED
-
-    def _step_out(self, conn: Connection) -> None:
-        """The same for a connection whose answer has been made."""
-        if conn.state == LINGERING:
-            data = conn.receive()
-            if data is not None:
-                self.engine.received(conn, data)
-        elif conn.state != CLOSED and conn.flush():
+        elif conn.state in (IDLE, HEAD, BODY, LINGERING):
+            self._read(conn)
+        elif conn.state is not CLOSED and conn.flush():
             self.engine.flushed(conn)
+
+    def _read(self, conn: Connection) -> None:
+        data = conn.receive()
+        if data is not None:
+            self.engine.received(conn, data)
+        elif self.draining and conn.state is IDLE:
+            conn.state = CLOSED
 
     def begin(self, conn: Connection, call: object) -> None:
         """Application code starts to run for `conn`; `call` is an object of this call alone."""
@@ -157,14 +150,13 @@ class InlineLoop:
 
     def _serve(self, conn: Connection) -> bool:
         """An event of a connection; False when the lead was lost over it."""
-        if conn.owned:
-            self._silence(conn)
-            return True
-        if self.full and conn.state < FLUSHING:
-            self._park(conn)
+        if (conn.owned or self.full) and self._set_aside(conn):
             return True
         try:
-            self._step(conn)
+            if conn.state is IDLE and conn.incoming is None:
+                self._read(conn)
+            else:
+                self._step(conn)
         except ClientDisconnected:
             conn.state = CLOSED
         except Exception:
@@ -172,8 +164,18 @@ class InlineLoop:
             self.engine.drop(conn)
         if conn.owned:
             return False
-        if conn.state != IDLE or conn.interest != READ or conn.incoming is not None:
+        if conn.state is not IDLE or conn.interest != READ or conn.incoming is not None:
             self._settle(conn)
+        return True
+
+    def _set_aside(self, conn: Connection) -> bool:
+        """Whether its turn must wait: another thread owns it, or none is left for its call."""
+        if conn.owned:
+            self._silence(conn)
+        elif conn.state < FLUSHING:
+            self._park(conn)
+        else:
+            return False
         return True
 
     def _silence(self, conn: Connection) -> None:
@@ -564,8 +566,8 @@ class Watch:
     def _judge(self, leader: Follower, conn: Connection, now: float, cpu: float) -> bool:
         """Promote over a call that blocks, or that has burnt for too long; True if it blocked."""
         waited, burnt = now - self._began, cpu - self._began_cpu
-        if burnt < waited / 2:
-            return leader.asleep() and self.group.promote(conn, self._call)
+        if burnt < waited / 2 and leader.asleep():
+            return self.group.promote(conn, self._call)
         if waited > BURN * sys.getswitchinterval():
             self._burners = [burner for burner in self._burners if burner.owned]
             room = BURNERS + waited // FORBEARANCE

@@ -114,7 +114,7 @@ def call(app: App, request: bytes = GET, wire: Wire | None = None) -> tuple[Wire
     wire = wire or Wire()
     head = parse_head(request)
     assert head is not None
-    response = ResponseWriter(wire, head, COMMON, head.keep_alive, None)
+    response = ResponseWriter(wire, head, COMMON, None)
     environ = build_environ(BASE, head, io.BytesIO(request[head.end :]), response)
     try:
         result = app(environ, response.start_response)
@@ -143,7 +143,7 @@ def simple(
 def writer(request: bytes = GET, wire: Wire | None = None) -> ResponseWriter:
     head = parse_head(request)
     assert head is not None
-    return ResponseWriter(wire or Wire(), head, COMMON, head.keep_alive, None)
+    return ResponseWriter(wire or Wire(), head, COMMON, None)
 
 
 def with_length(length: object) -> list[tuple[str, str]]:
@@ -193,7 +193,7 @@ class TestEnviron:
         wire = Wire()
         head = parse_head(GET)
         assert head is not None
-        response = ResponseWriter(wire, head, COMMON, True, 77.5)
+        response = ResponseWriter(wire, head, COMMON, 77.5)
         environ = build_environ(BASE, head, io.BytesIO(), response)
         assert environ["hop.response"] is response
         context = environ["hop.context"]
@@ -1032,7 +1032,7 @@ def test_a_response_leaves_no_cycle_behind():
     gc.disable()
     try:
         body = Body()
-        response = ResponseWriter(Wire(), head, COMMON, True, None)
+        response = ResponseWriter(Wire(), head, COMMON, None)
         environ = build_environ(BASE, head, body, response)
         response.send(simple([b"x"])(environ, response.start_response))
         alive = weakref.ref(body)

@@ -1245,7 +1245,7 @@ class TestJudging:
         watched.call()
         watched.group.leader.sleeping = False
         for _ in range(10):
-            watched.look()
+            watched.look(sys.getswitchinterval() / 2)
         assert not watched.conn.owned
         watched.group.leader.sleeping = True
         watched.look()
@@ -1268,6 +1268,17 @@ class TestJudging:
         sys.setswitchinterval(0.0005)  # ten of them are well below FORBEARANCE
         yield
         sys.setswitchinterval(before)
+
+    def test_a_burner_with_little_of_a_processor_is_one_all_the_same(self, watched):
+        interval = sys.getswitchinterval()
+        watched.call()
+        watched.group.leader.sleeping = False
+        watched.look()
+        for _ in range(BURN):
+            watched.look(interval * 0.99, interval / 4)
+            assert not watched.conn.owned
+        watched.look(interval, interval / 4)
+        assert watched.conn.owned
 
     def burn(self, watched):
         """A new call burns for long; whether it lost the lead."""
