@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 MAX_MESSAGE = 16 << 20  # bytes; a longer message ends the connection with code 1009
 MAX_UNREAD = 2 * MAX_MESSAGE  # bytes that may wait for a client before it is cut off
+GOING_AWAY = b"\x88\x02\x03\xe9"  # a close frame with code 1001: the server stops
 STALLED = 30.0  # seconds in which a client takes nothing of what waits for it
 
 Fields = list[tuple[str, str]]
@@ -81,7 +82,14 @@ def take_over(
     except NotImplementedError as error:
         raise Refusal("501 Not Implemented", str(error)) from None
     channel.write_timeout = STALLED
+    channel.on_shutdown = say_goodbye
     return channel
+
+
+def say_goodbye(channel: Any) -> None:
+    """The server stops: tell the client why the connection ends."""
+    channel.write(GOING_AWAY)
+    channel.close()
 
 
 def give(channel: Any, data: bytes) -> None:

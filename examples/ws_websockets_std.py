@@ -20,7 +20,15 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from examples import stats
-from examples.upgrade import MAX_MESSAGE, STALLED, Refusal, hijacker, refusable, request_fields
+from examples.upgrade import (
+    GOING_AWAY,
+    MAX_MESSAGE,
+    STALLED,
+    Refusal,
+    hijacker,
+    refusable,
+    request_fields,
+)
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse
@@ -81,7 +89,10 @@ class Echo:
 
 
 def serve(sock: socket.socket, echo: Echo) -> None:
-    """Until the client goes: wait, read, answer. Raises OSError when the connection fails."""
+    """Wait, read, answer, until the client goes or the server stops and nothing can be read.
+
+    Raises OSError when the connection fails.
+    """
     while data := sock.recv(1 << 16):
         sock.settimeout(STALLED)
         for piece in echo.received(data):
@@ -90,6 +101,8 @@ def serve(sock: socket.socket, echo: Echo) -> None:
             else:
                 sock.shutdown(socket.SHUT_WR)
         sock.settimeout(LINGER if echo.protocol.close_expected() else None)
+    if not echo.protocol.close_expected():
+        sock.sendall(GOING_AWAY)
 
 
 @refusable

@@ -351,6 +351,14 @@ def test_who_is_slow_for_too_long_is_cut_off(style):
     assert opened(style).write_timeout == upgrade.STALLED  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("style", DRIVEN)
+def test_who_is_there_when_the_server_stops_is_told(style):
+    channel = opened(style)
+    channel.on_shutdown(channel)  # type: ignore[attr-defined]
+    assert messages(channel.output) == [(Opcode.CLOSE, (1001, ""))]
+    assert channel.ended == "closed"
+
+
 # the blocking loop, over a pair of sockets
 
 
@@ -403,10 +411,10 @@ def test_the_loop_does_not_wait_for_ever_for_a_client_to_close(monkeypatch):
     assert isinstance(failed[0], TimeoutError)
 
 
-def test_the_loop_ends_with_the_client():
+def test_the_loop_ends_when_nothing_can_be_read_any_more():
     with looping() as (sock, _, failed):
         sock.shutdown(socket.SHUT_WR)
-        assert sock.recv(1) == b""
+        assert messages(read_all(sock)) == [(Opcode.CLOSE, (1001, ""))]
     assert not failed
 
 
