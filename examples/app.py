@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from examples import (
+    sse,
     stats,
     ws_websockets_event,
     ws_websockets_std,
@@ -32,7 +33,9 @@ hop: ordinary WSGI applications on a readiness loop.
   /ws-wsproto-high       WebSocket echo: wsproto's events, called when bytes arrive
   /ws-websockets-std     WebSocket echo: a blocking loop, a thread for each connection
   /ws-websockets-event   WebSocket echo: the same protocol, called when bytes arrive
-  /file                  the source of this application, sent as a file
+  /sse                   an event stream: the server's time, every second
+  /sse-generator         the same from a generator that sleeps, and holds a thread
+  /file                  the source of this application: whole, in part, or not at all
   /stats                 an event stream: threads, connections, memory
   /book/                 the book: how the server that answers you was written
 
@@ -66,7 +69,7 @@ def overview(environ: type_environ, start_response: "StartResponse") -> Iterable
 
 
 def source(environ: type_environ, start_response: "StartResponse") -> Iterable[bytes]:
-    """This file. hop gives it to the kernel to send; other servers read it in blocks."""
+    """This file, or the part that is asked for. hop gives it to the kernel to send."""
     return send_file(environ, start_response, Path(__file__), "text/plain; charset=utf-8")
 
 
@@ -76,6 +79,8 @@ ROUTES: dict[str, Handler] = {
     "/ws-wsproto-high": ws_wsproto_high.application,
     "/ws-websockets-std": ws_websockets_std.application,
     "/ws-websockets-event": ws_websockets_event.application,
+    "/sse": sse.sse,
+    "/sse-generator": sse.sse_generator,
     "/file": source,
     "/stats": stats.application,
 }

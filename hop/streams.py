@@ -6,34 +6,47 @@ Files that are sent in parts, and events that are sent as they happen.
 
 import contextlib
 import errno
+import heapq
+import itertools
 import os
 import re
 import stat
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import formatdate, parsedate_to_datetime
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from hop.adaptor import FileWrapper
 
 __all__ = [
     "BLOCK",
+    "EVENT_STREAM",
     "FAILED",
     "NOT_MODIFIED",
     "OK",
     "PARTIAL",
     "PRECONDITIONS",
+    "STALL",
     "UNSATISFIABLE",
+    "Channel",
+    "EventStream",
     "Fields",
     "Precondition",
     "Section",
+    "ThreadChannel",
     "Version",
+    "broadcast",
     "byte_range",
     "choose",
+    "comment",
     "evaluate",
+    "event",
+    "event_stream",
     "http_date",
+    "last_event_id",
     "send_file",
 ]
 
@@ -256,3 +269,232 @@ def send_file(
         return FileWrapper(opened, BLOCK)
     sent: Iterable[bytes] = (wrapper or FileWrapper)(Section(opened, len(part)), BLOCK)
     return sent
+
+
+_line_end = re.compile(r"\r\n|\r|\n")
+
+
+def _field(name: str, value: str) -> str:
+    if any(character in value for character in "\r\n\0"):
+        raise ValueError(f"no line break and no NUL may be in a field of an event: {value!r}")
+    return f"{name}: {value}\n"
+
+
+def event(
+    data: str | None,
+    *,
+    event: str | None = None,
+    id: str | None = None,  # noqa: A002
+    retry: int | None = None,
+) -> bytes:
+    """An event as it is sent (WHATWG HTML, section 9.2.5). `retry` is in milliseconds.
+
+    Line ends in `data` arrive as LF. Without data the browser takes note of `id` and `retry`, and
+    tells nobody. ValueError for a line break or NUL in `event` or `id`, a negative `retry`, and
+    what UTF-8 cannot express.
+    """
+    lines = [] if event is None else [_field("event", event)]
+    if id is not None:
+        lines.append(_field("id", id))
+    if retry is not None:
+        if retry < 0:
+            raise ValueError("no browser can wait for less than no time")
+        lines.append(f"retry: {retry:d}\n")
+    if data is not None:
+        lines += [f"data: {line}\n" for line in _line_end.split(data)]
+    return "".join([*lines, "\n"]).encode()
+
+
+def comment(text: str = "") -> bytes:
+    """Bytes that keep a stream alive and are no event. ValueError for a line break or NUL."""
+    return f"{_field('', text)}\n".encode()
+
+
+def last_event_id(environ: dict[str, Any]) -> str:
+    """The id of the last event that this client has seen; empty for a new one."""
+    value: str = environ.get("HTTP_LAST_EVENT_ID", "")
+    return value.encode("latin-1").decode("utf-8", "replace")
+
+
+class Channel(Protocol):
+    """What a stream needs of the connection under it: hop.hijack.Channel, or ThreadChannel."""
+
+    closed: Any
+    on_close: Any
+    write_timeout: Any
+
+    def write(self, data: bytes) -> bool:
+        """Send now or later, never block; True: very much waits. From any thread."""
+
+    def close(self) -> object:
+        """Send what waits, then end. From any thread."""
+
+    def abort(self) -> object:
+        """End at once. From any thread."""
+
+    def call_later(self, delay: float, fn: Callable[[], object]) -> object:
+        """Call `fn` after so many seconds, unless the end comes first. From any thread."""
+
+
+STALL = 30.0  # seconds in which a client takes nothing of what waits for it
+
+
+class EventStream:
+    """Events to one client, without a thread where the channel needs none.
+
+    From any thread. A client for which too much waits, or that takes nothing for STALL seconds,
+    is cut off; it may reconnect and say its `last_event_id`. `on_close` is called once with the
+    stream when it has ended. `heartbeat` is in seconds, None for none.
+    """
+
+    def __init__(
+        self, channel: Channel, last_event_id: str = "", heartbeat: float | None = 15.0
+    ) -> None:
+        self.channel = channel
+        self.last_event_id = last_event_id
+        self.on_close: Callable[[EventStream], object] | None = None
+        self._heartbeat = heartbeat or 0.0
+        self._quiet = True
+        channel.write_timeout = STALL
+        channel.on_close = self._closed
+        if heartbeat:
+            channel.call_later(heartbeat, self._beat)
+
+    def write(self, payload: bytes) -> None:
+        """Write what `event` or `comment` has made. After the end nothing happens."""
+        self._quiet = False
+        if self.channel.write(payload):
+            self.channel.abort()
+
+    def _beat(self) -> None:
+        if self._quiet:
+            self.write(comment())
+        self._quiet = True
+        self.channel.call_later(self._heartbeat, self._beat)
+
+    def _closed(self, channel: object) -> None:
+        if self.on_close is not None:
+            self.on_close(self)
+
+    def send(self, data: str | None, **fields: Any) -> None:
+        """Write one event; its fields are those of `event`."""
+        self.write(event(data, **fields))
+
+    def close(self) -> None:
+        """End the stream after what has been written."""
+        self.channel.close()
+
+
+class ThreadChannel:
+    """A channel for servers that have none. It holds the thread that iterates over `run`.
+
+    `write` returns True when more than `mark` bytes wait. That the client has gone is noticed
+    when something is sent to it.
+    """
+
+    write_timeout: float | None = None  # the server's affair
+
+    def __init__(self, mark: int = 1 << 20) -> None:
+        self.closed = False
+        self.on_close: Callable[[ThreadChannel], object] | None = None
+        self._mark = mark
+        self._bell = threading.Condition()
+        self._waiting = bytearray()
+        self._timers: list[tuple[float, int, Callable[[], object]]] = []
+        self._count = itertools.count()
+        self._ending = False
+
+    def write(self, data: bytes) -> bool:
+        """Let the thread send `data`; True when too much waits. After the end it is dropped."""
+        with self._bell:
+            if self._ending or self.closed:
+                return False
+            self._waiting += data
+            self._bell.notify()
+            return len(self._waiting) > self._mark
+
+    def close(self) -> None:
+        """End after what waits has been sent."""
+        with self._bell:
+            self._ending = True
+            self._bell.notify()
+
+    def abort(self) -> None:
+        """End, and forget what waits."""
+        with self._bell:
+            self._waiting.clear()
+        self.close()
+
+    def call_later(self, delay: float, fn: Callable[[], object]) -> None:
+        """Let the thread call `fn` after so many seconds, unless the end comes first."""
+        with self._bell:
+            heapq.heappush(self._timers, (time.monotonic() + delay, next(self._count), fn))
+            self._bell.notify()
+
+    def _next(self) -> bytes | Callable[[], object] | None:
+        """Wait for output, a function that is due, or the end."""
+        with self._bell:
+            while True:
+                if self._waiting:
+                    data = bytes(self._waiting)
+                    self._waiting.clear()
+                    return data
+                if self._ending:
+                    return None
+                patience = self._timers[0][0] - time.monotonic() if self._timers else None
+                if patience is not None and patience <= 0:
+                    return heapq.heappop(self._timers)[2]
+                self._bell.wait(patience)
+
+    def run(self) -> Iterator[bytes]:
+        """The body of the answer: what is written, as it is written."""
+        try:
+            while (item := self._next()) is not None:
+                if isinstance(item, bytes):
+                    yield item
+                else:
+                    item()
+        finally:
+            self.closed = True
+            if self.on_close is not None:
+                self.on_close(self)
+
+
+EVENT_STREAM = [
+    ("Content-Type", "text/event-stream"), ("Cache-Control", "no-store"),
+    ("X-Accel-Buffering", "no"),
+]  # fmt: skip
+
+
+def _ignore(channel: object, data: bytes) -> None:
+    """The client of an event stream has nothing to say."""
+
+
+def event_stream(
+    environ: dict[str, Any],
+    start_response: Callable[..., Any],
+    opened: Callable[[EventStream], object],
+    *,
+    heartbeat: float | None = 15.0,
+    headers: Iterable[tuple[str, str]] = (),
+) -> Iterable[bytes]:
+    """Answer with an event stream, which `opened` is given before anything has been sent.
+
+    On hop it needs no thread. On another server it holds the thread of the request.
+    """
+    start_response("200 OK", [*EVENT_STREAM, *headers])
+    if environ["REQUEST_METHOD"] == "HEAD":
+        return []
+    channel: Channel = ThreadChannel()
+    channel.write(comment())
+    with contextlib.suppress(NotImplementedError):
+        if hijacker := environ.get("hop.hijacker"):
+            channel = hijacker.set_read_handler(_ignore)
+    opened(EventStream(channel, last_event_id(environ), heartbeat))
+    return channel.run() if isinstance(channel, ThreadChannel) else []
+
+
+def broadcast(streams: Iterable[EventStream], payload: bytes) -> None:
+    """Write one event to all of them; one that is too slow is cut off and delays nobody."""
+    for stream in list(streams):
+        stream.write(payload)

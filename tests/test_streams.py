@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import http.client
 import io
 import itertools
 import os
+import re
 import socket
 import subprocess
 import tempfile
@@ -594,3 +596,392 @@ def test_a_file_that_has_just_changed_is_not_joined_by_its_date(film):
     os.utime(film, (now, now))
     answer, _ = send(film, Range="bytes=5-9", If_Range=formatdate(now, usegmt=True))
     assert answer.status == "200 OK"
+
+
+# events in bytes
+
+
+def browser(stream):
+    """An EventSource (WHATWG HTML, section 9.2.6): (type, data, last event id), and retry."""
+    data = kind = last_id = id_buffer = ""
+    retry, events = None, []
+    *lines, _ = re.split("\r\n|\r|\n", stream.decode().removeprefix("\ufeff"))
+    for line in lines:
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if not line:
+            last_id = id_buffer
+            if data:
+                events.append((kind or "message", data.removesuffix("\n"), last_id))
+            data = kind = ""
+        elif name == "event":
+            kind = value
+        elif name == "data":
+            data += value + "\n"
+        elif name == "id" and "\0" not in value:
+            id_buffer = value
+        elif name == "retry" and re.fullmatch("[0-9]+", value):
+            retry = int(value)
+    return events, retry
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+TRICKY = st.text(st.sampled_from("ab:\r\n \t\0\x0b\x1c\x85\u2028\ufeff"), max_size=12)
+LINE = st.one_of(TEXT, TRICKY).filter(lambda text: not set(text) & set("\r\n\0"))
+
+
+@given(st.lists(st.tuples(st.one_of(TEXT, TRICKY), LINE, LINE)))
+def test_every_event_comes_out_as_it_went_in(wanted):
+    sent = b"".join(
+        streams.event(data, event=kind, id=name) + streams.comment(kind)
+        for data, kind, name in wanted
+    )
+    assert browser(sent)[0] == [
+        (kind or "message", re.sub("\r\n|\r", "\n", data), name) for data, kind, name in wanted
+    ]
+
+
+@given(st.one_of(st.none(), TEXT), st.integers(0, 10**9))
+def test_retry_arrives_with_and_without_data(data, retry):
+    events, arrived = browser(streams.event(data, retry=retry))
+    assert arrived == retry
+    assert len(events) == (data is not None)
+
+
+def test_an_event_in_bytes():
+    assert streams.event("a") == b"data: a\n\n"
+    assert streams.event("a\r\nb\rc\nd") == b"data: a\ndata: b\ndata: c\ndata: d\n\n"
+    assert streams.event("x", event="e", id="1", retry=5) == (
+        b"event: e\nid: 1\nretry: 5\ndata: x\n\n")
+    assert streams.event("") == b"data: \n\n"
+    assert streams.event(None, id="") == b"id: \n\n"
+    assert streams.event("\u2028 \x85") == "data: \u2028 \x85\n\n".encode()
+    assert streams.comment() == b": \n\n"
+    assert streams.comment("hi") == b": hi\n\n"
+
+
+@pytest.mark.parametrize("bad", ["a\nb", "a\rb", "a\0b", "\n"])
+def test_what_would_forge_a_field_is_refused(bad):
+    for call in (partial(streams.event, "x", event=bad), partial(streams.event, "x", id=bad),
+                 partial(streams.comment, bad)):
+        with pytest.raises(ValueError, match="no line break"):
+            call()
+
+
+def test_other_mistakes_are_refused():
+    with pytest.raises(ValueError, match="less than no time"):
+        streams.event("x", retry=-1)
+    with pytest.raises(ValueError, match="surrogates"):
+        streams.event("\ud800")
+
+
+def test_the_last_event_id_is_utf_8():
+    assert streams.last_event_id({}) == ""
+    assert streams.last_event_id({"HTTP_LAST_EVENT_ID": "caf\xc3\xa9"}) == "caf\xe9"
+    assert streams.last_event_id({"HTTP_LAST_EVENT_ID": "\xff"}) == "\ufffd"
+
+
+# a stream on a channel that is played by hand
+
+
+class Paper:
+    """A channel on paper, which takes `room` bytes before it says that it is enough."""
+
+    def __init__(self, room=1 << 20):
+        self.closed, self.on_close, self.write_timeout = False, None, None
+        self.room, self.paper, self.timers, self.ends = room, b"", [], []
+
+    def write(self, data):
+        if not self.closed:
+            self.paper += data
+        return not self.closed and len(self.paper) > self.room
+
+    def call_later(self, delay, fn):
+        self.timers.append((delay, fn))
+
+    def close(self):
+        self.end("closed")
+
+    def abort(self):
+        self.end("aborted")
+
+    def end(self, how):
+        if not self.closed:
+            self.closed = True
+            self.ends.append(how)
+            self.on_close(self)
+
+    def beat(self):
+        before = len(self.paper)
+        (_, fn), self.timers[:] = self.timers[0], self.timers[1:]
+        fn()
+        return self.paper[before:]
+
+
+def test_a_heartbeat_is_sent_into_silence_only():
+    paper = Paper()
+    stream = streams.EventStream(paper, heartbeat=15.0)
+    assert [paper.beat(), paper.beat()] == [b": \n\n", b": \n\n"]
+    stream.send("x")
+    assert [paper.beat(), paper.beat()] == [b"", b": \n\n"]
+    assert [delay for delay, _ in paper.timers] == [15.0]
+
+
+def test_no_heartbeat_and_a_stall_limit():
+    paper = Paper()
+    streams.EventStream(paper, heartbeat=None)
+    assert paper.timers == []
+    assert paper.write_timeout == streams.STALL
+
+
+def test_a_slow_client_is_cut_off_and_others_hear_everything():
+    quick, slow = Paper(), Paper(room=20)
+    watching, gone = set(), []
+    for paper in (slow, quick):
+        stream = streams.EventStream(paper, "7")
+        watching.add(stream)
+        stream.on_close = lambda stream: (gone.append(stream), watching.discard(stream))
+    for _ in range(3):
+        streams.broadcast(watching, streams.event("everybody"))
+    assert quick.paper == streams.event("everybody") * 3
+    assert slow.ends == ["aborted"]
+    assert [stream.channel for stream in gone] == [slow]
+    assert [stream.channel for stream in watching] == [quick]
+    assert gone[0].last_event_id == "7"
+    gone[0].send("too late")
+
+
+def test_an_end_that_nobody_asked_to_be_told_of():
+    paper = Paper()
+    stream = streams.EventStream(paper)
+    stream.send("x", event="e", id="1")
+    stream.close()
+    assert (paper.paper, paper.ends) == (b"event: e\nid: 1\ndata: x\n\n", ["closed"])
+
+
+# the stand-in
+
+
+def test_the_stand_in_keeps_order_and_timers():
+    channel = streams.ThreadChannel()
+    gone = []
+    channel.on_close = gone.append
+    channel.call_later(0.02, lambda: channel.write(b"third "))
+    channel.call_later(0.02, lambda: channel.write(b"fourth "))
+    channel.call_later(0.01, lambda: channel.write(b"second "))
+    channel.call_later(0.03, channel.close)
+    channel.write(b"first ")
+    assert b"".join(channel.run()) == b"first second third fourth "
+    assert gone == [channel]
+    assert channel.closed
+    assert channel.write(b"x") is False
+
+
+def test_timers_of_one_moment_keep_their_order(monkeypatch):
+    channel = streams.ThreadChannel()
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    for text in (b"1", b"2", b"3"):
+        channel.call_later(0, partial(channel.write, text))
+    channel.call_later(0, channel.close)
+    assert b"".join(channel.run()) == b"123"
+
+
+def test_the_stand_in_is_written_to_by_others():
+    channel = streams.ThreadChannel()
+    body = channel.run()
+    answers = [channel.write(b"0")]
+    assert next(body) == b"0"
+    threads = [threading.Thread(target=channel.write, args=(b"%d" % n,)) for n in range(1, 9)]
+    for thread in threads:
+        thread.start()
+    received = b""
+    while len(received) < 8:
+        received += next(body)
+    for thread in threads:
+        thread.join()
+    channel.close()
+    assert list(body) == []
+    assert sorted(received) == list(b"12345678")
+    assert answers == [False]
+
+
+def test_the_stand_in_wakes_a_thread_that_waits():
+    channel = streams.ThreadChannel()
+    received = []
+    thread = threading.Thread(target=lambda: received.extend(channel.run()))
+    thread.start()
+    channel.write(b"x")
+    channel.call_later(0, channel.close)
+    thread.join(10)
+    assert received == [b"x"]
+
+
+def test_the_stand_in_ends_at_once_or_after_what_waits():
+    closed, aborted = streams.ThreadChannel(), streams.ThreadChannel()
+    for channel in (closed, aborted):
+        channel.write(b"waits")
+        channel.call_later(3600, channel.close)
+    closed.close()
+    aborted.abort()
+    assert closed.write(b"more") is False
+    assert (list(closed.run()), list(aborted.run())) == ([b"waits"], [])
+
+
+def test_the_stand_in_says_when_too_much_waits():
+    channel = streams.ThreadChannel(mark=10)
+    assert [channel.write(b"12345"), channel.write(b"12345"), channel.write(b"1")] == [
+        False, False, True]
+    stream = streams.EventStream(channel, heartbeat=None)
+    stream.send("x")
+    assert list(channel.run()) == []
+
+
+def test_a_server_that_closes_the_stand_in_ends_the_stream():
+    channel = streams.ThreadChannel()
+    gone = []
+    streams.EventStream(channel).on_close = gone.append
+    channel.write(b"x")
+    body = channel.run()
+    next(body)
+    body.close()
+    assert len(gone) == 1
+    assert channel.closed
+
+
+def test_a_timer_that_fails_ends_the_stream():
+    channel = streams.ThreadChannel()
+    gone = []
+    channel.on_close = gone.append
+    channel.call_later(0, lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(channel.run())
+    assert gone == [channel]
+
+
+# event streams over WSGI
+
+
+def test_on_hop_a_stream_takes_the_connection_over():
+    paper, answer, opened = Paper(), Answer(), []
+
+    class Hijacker:
+        def set_read_handler(self, handler):
+            assert answer.status == "200 OK"
+            handler(paper, b"whatever it says")
+            return paper
+
+    environ = {**environ_of({"Last-Event-ID": "9"}), "hop.hijacker": Hijacker()}
+    result = streams.event_stream(environ, answer, opened.append, heartbeat=7.0,
+                                  headers=[("X-More", "1")])
+    assert result == []
+    assert answer.fields == {
+        "Content-Type": "text/event-stream", "Cache-Control": "no-store",
+        "X-Accel-Buffering": "no", "X-More": "1"}
+    assert opened[0].last_event_id == "9"
+    assert opened[0].channel is paper
+    assert [delay for delay, _ in paper.timers] == [7.0]
+
+
+def test_elsewhere_it_holds_the_thread():
+    def opened(stream):
+        stream.send("hello")
+        stream.close()
+
+    answer = Answer()
+    body = b"".join(streams.event_stream(environ_of({}), answer, opened))
+    assert body == b": \n\ndata: hello\n\n"  # the comment makes the head leave at once
+
+
+def test_head_gets_no_stream():
+    environ = {**environ_of({}, "HEAD"), "hop.hijacker": None}
+    answer = Answer()
+    assert streams.event_stream(environ, answer, pytest.fail) == []
+    assert answer.fields["Content-Type"] == "text/event-stream"
+
+
+class Listener:
+    """A client of an event stream, over a raw socket."""
+
+    def __init__(self, port, path="/", last=""):
+        self.sock = socket.create_connection(("127.0.0.1", port), timeout=10)
+        field = f"Last-Event-ID: {last}\r\n" if last else ""
+        self.sock.sendall(f"GET {path} HTTP/1.1\r\nHost: h\r\n{field}\r\n".encode())
+        self.response = http.client.HTTPResponse(self.sock)
+        self.response.begin()
+        self.seen = b""
+
+    def until(self, text):
+        """Read on until this has been seen; everything since the last time."""
+        while text not in self.seen:
+            data = self.response.read1(65536)
+            assert data, "the stream has ended"
+            self.seen += data
+        seen, self.seen = self.seen, b""
+        return seen
+
+    def rest(self):
+        return self.response.read()
+
+    def close(self):
+        self.response.close()
+        self.sock.close()
+
+
+def soon(condition, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+class News:
+    """An application with a stream, and everything that happens to it."""
+
+    def __init__(self, heartbeat=15.0):
+        self.heartbeat, self.watching, self.gone = heartbeat, set(), []
+
+    def __call__(self, environ, start_response):
+        return streams.event_stream(environ, start_response, self.opened,
+                                    heartbeat=self.heartbeat)
+
+    def opened(self, stream):
+        self.watching.add(stream)
+        stream.on_close = self.closed
+        stream.send(f"after {stream.last_event_id or 'nothing'}")
+
+    def closed(self, stream):
+        self.watching.discard(stream)
+        self.gone.append(stream)
+
+
+@contextlib.contextmanager
+def listening(*arguments, **options):
+    client = Listener(*arguments, **options)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def test_a_stream_in_both_modes(serve):
+    news = News(heartbeat=0.05)
+    port = serve(news)
+    with listening(port) as first, listening(port, last="4") as second:
+        assert first.response.headers["Content-Type"] == "text/event-stream"
+        assert first.response.headers["Content-Length"] is None
+        assert b"data: after nothing\n\n" in first.until(b"nothing\n\n")
+        assert b"data: after 4\n\n" in second.until(b"4\n\n")
+        soon(lambda: len(news.watching) == 2)
+        streams.broadcast(news.watching, streams.event("news", id="5"))
+        for client in (first, second):
+            assert b"id: 5\ndata: news\n\n" in client.until(b"news\n\n")
+        assert first.until(b": \n\n")  # a heartbeat
+        first.close()
+        soon(lambda: len(news.gone) == 1)
+        for stream in list(news.watching):
+            stream.send("bye")
+            stream.close()
+        assert second.rest().endswith(b"data: bye\n\n")
+        soon(lambda: len(news.gone) == 2)
+    assert news.watching == set()
+    assert len(set(news.gone)) == 2

@@ -1,0 +1,150 @@
+"""What an open event stream costs: threads, memory, and CPU for one event to all of them."""
+
+import contextlib
+import gc
+import json
+import resource
+import select
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from examples.peers import HOST, Served, serving
+from hop.streams import EventStream, broadcast, event, event_stream
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse
+
+STREAMS = 5_000
+MANY_THREADS = 500  # streams for a server with a thread for each
+EVENTS = 20
+WARM_UP = 3  # events that are not counted
+PATIENCE = 60.0  # seconds for an event to reach all
+DATA = "x" * 40
+PAYLOAD = event(DATA)
+
+watching: set[EventStream] = set()
+
+
+def application(environ: dict[str, Any], start_response: "StartResponse") -> Iterable[bytes]:
+    """A stream; at /publish one event to all of them, at /count how many there are."""
+
+    def opened(stream: EventStream) -> None:
+        stream.on_close = watching.discard
+        watching.add(stream)
+
+    if environ["PATH_INFO"] == "/stream":
+        return event_stream(environ, start_response, opened, heartbeat=3600.0)
+    if environ["PATH_INFO"] == "/publish":
+        broadcast(watching, event(DATA))
+    body = json.dumps(len(watching)).encode()
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+@dataclass(frozen=True)
+class SseRow:
+    """One event to `streams` clients: `cpu` is microseconds of the server's processor time for
+    each stream and event, `latency` milliseconds until the last client has it, `threads` those
+    beyond a server without streams, `bytes_each` resident memory for each stream."""
+
+    workload: str
+    server: str
+    streams: int
+    events: int
+    threads: int
+    bytes_each: float
+    cpu: float
+    latency: float
+
+
+def ask(port: int, path: str) -> int:
+    """One request on a connection of its own; the number that is answered."""
+    with socket.create_connection((HOST, port), timeout=PATIENCE) as sock:
+        sock.sendall(f"GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n".encode())
+        with sock.makefile("rb") as answer:
+            return int(answer.read().rpartition(b"\r\n\r\n")[2])
+
+
+def open_stream(port: int, number: int) -> socket.socket:
+    """A stream whose head has arrived; source addresses differ, so that ports suffice."""
+    source = (f"127.0.0.{2 + number // 20_000}", 0)
+    sock = socket.create_connection((HOST, port), PATIENCE, source)
+    sock.sendall(b"GET /stream HTTP/1.1\r\nHost: h\r\n\r\n")
+    head = b""
+    while b"\r\n\r\n" not in head:
+        head += sock.recv(4096)
+    sock.setblocking(False)
+    return sock
+
+
+@contextlib.contextmanager
+def streams(port: int, count: int) -> Iterator[dict[int, socket.socket]]:
+    """So many open streams, by descriptor."""
+    opened: dict[int, socket.socket] = {}
+    try:
+        for number in range(count):
+            sock = open_stream(port, number)
+            opened[sock.fileno()] = sock
+        yield opened
+    finally:
+        for sock in opened.values():
+            sock.close()
+
+
+def receive(opened: dict[int, socket.socket], poller: select.epoll) -> None:
+    """Read until one event has reached every stream. Raises TimeoutError when it does not."""
+    missing = set(opened)
+    deadline = time.monotonic() + PATIENCE
+    while missing and time.monotonic() < deadline:
+        for fd, _ in poller.poll(1.0, 1024):
+            if opened[fd].recv(4096).count(PAYLOAD.rstrip()):
+                missing.discard(fd)
+    if missing:
+        raise TimeoutError(f"{len(missing)} streams heard nothing")
+
+
+def measure(served: Served, count: int, server: str) -> SseRow:
+    """Open so many streams, and send events to all of them."""
+    ask(served.port, "/count")
+    threads, memory = served.threads(), served.resident()
+    latencies = []
+    with streams(served.port, count) as opened, select.epoll() as poller:
+        while ask(served.port, "/count") < count:
+            time.sleep(0.01)
+        for fd in opened:
+            poller.register(fd, select.EPOLLIN)
+        further, grown = served.threads() - threads, served.resident() - memory
+        for number in range(WARM_UP + EVENTS):
+            if number == WARM_UP:
+                before = served.cpu()
+            begun = time.perf_counter()
+            ask(served.port, "/publish")
+            receive(opened, poller)
+            latencies.append(time.perf_counter() - begun)
+        spent = (served.cpu() - before).total
+        further = max(further, served.threads() - threads)
+    return SseRow(
+        workload="an event to every stream", server=server, streams=count, events=EVENTS, threads=further,
+        bytes_each=grown / count, cpu=spent / EVENTS / count * 1e6,
+        latency=sorted(latencies[WARM_UP:])[EVENTS // 2] * 1e3,
+    )
+
+
+def run(count: int | None = None, servers: tuple[str, ...] = ("std", "hop")) -> list[SseRow]:
+    """One event to all streams, on each server in a process of its own.
+
+    `std` is given 500 streams unless `count` says otherwise. Raises this process's descriptor
+    limit as far as it may.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    rows = []
+    for server in servers:
+        wanted = count or (MANY_THREADS if server == "std" else STREAMS)
+        gc.collect()
+        with serving(server, "examples.bench_sse:application", nodelay=True) as served:
+            rows.append(measure(served, wanted, server))
+    return rows
