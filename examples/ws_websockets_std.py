@@ -110,10 +110,10 @@ def application(environ: dict[str, Any], start_response: "StartResponse") -> Ite
     """Accept, and stay here as long as the client does."""
     echo = Echo()
     response = echo.accept(environ)
-    with hijacker(environ).hijack() as sock, stats.counted("ws-websockets-std"):
-        try:
+    try:
+        with hijacker(environ).hijack() as sock, stats.counted("ws-websockets-std"):
             sock.sendall(response.serialize())
             serve(sock, echo)
-        except OSError:
-            pass  # the client has gone, or does not read
+    except OSError:
+        pass  # the client has gone or does not read, or the server lends no more threads
     return []
