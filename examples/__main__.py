@@ -8,6 +8,9 @@ from collections.abc import Sequence
 
 from examples.app import application
 from examples.std import StdServer, split_address
+from hop import Engine, Server
+from hop.debug import debug_port
+from hop.listener import parse_bind
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -22,7 +25,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "-debug-addr", "--debug-addr", default="localhost:6060",
-        help="reserved: the second port for looking inside; nothing is served there yet",
+        help="a second port to look inside, /debug/, for clients on this machine; none: no such "
+        "port (default: localhost:6060). With std its figures stay at zero: they are hop's",
     )
     parser.add_argument(
         "--nodelay", action="store_true",
@@ -30,7 +34,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     options = parser.parse_args(argv)
     try:
-        split_address(options.debug_addr)
+        if options.debug_addr != "none":
+            parse_bind(options.debug_addr)
         if options.mode == "std":
             split_address(options.addr)
     except ValueError as error:
@@ -38,27 +43,44 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def serve_std(address: str, nodelay: bool) -> None:
+def open_debug(stack: contextlib.ExitStack, server: Server, address: str) -> str:
+    """Let `server` be looked into until the stack is closed; a remark about it.
+
+    The example does its work without, so a port in use is no more than a remark.
+    """
+    if address == "none":
+        return "nothing to look inside"
+    try:
+        url = stack.enter_context(debug_port(server, address))
+    except OSError as error:
+        return f"nothing to look inside ({address}: {error.strerror or error})"
+    return f"look inside on {url}/debug/"
+
+
+def serve_std(address: str, nodelay: bool, debug_addr: str) -> None:
     """Serve until SIGINT or SIGTERM."""
 
     def stop(signum: int, frame: object) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-    with StdServer(application, address, nodelay) as server:
-        print(f"std listens on {address}", file=sys.stderr)
+    with StdServer(application, address, nodelay) as server, contextlib.ExitStack() as stack:
+        remark = open_debug(stack, Server(Engine(application)), debug_addr)
+        print(f"std listens on {address}; {remark}", file=sys.stderr)
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
 
 
-def serve_hop(address: str) -> None:
+def serve_hop(address: str, debug_addr: str) -> None:
     """Serve until SIGINT or SIGTERM, then finish what is in flight."""
-    from hop import Engine, Server
+    server = Server(Engine(application))
+    with contextlib.ExitStack() as stack:
+        remark = open_debug(stack, server, debug_addr)
 
-    def announce(addresses: list[str]) -> None:
-        print(f"hop listens on {', '.join(addresses)}", file=sys.stderr)
+        def announce(addresses: list[str]) -> None:
+            print(f"hop listens on {', '.join(addresses)}; {remark}", file=sys.stderr)
 
-    Server(Engine(application)).serve(address, announce=announce)
+        server.serve(address, announce=announce)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,9 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = arguments(argv)
     try:
         if options.mode == "std":
-            serve_std(options.addr, options.nodelay)
+            serve_std(options.addr, options.nodelay, options.debug_addr)
         else:
-            serve_hop(options.addr)
+            serve_hop(options.addr, options.debug_addr)
     except ValueError as error:
         print(f"examples: {error}", file=sys.stderr)
         return 2

@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import io
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -588,8 +589,42 @@ def test_bad_arguments_are_status_2(arguments):
     assert "Traceback" not in said
 
 
-def test_help_says_what_is_reserved():
-    with command("--help") as process:
-        out, _ = process.communicate(timeout=20)
-    assert process.returncode == 0
-    assert "reserved" in out
+@pytest.mark.parametrize("mode", SERVERS)
+def test_the_second_port_can_be_asked_what_goes_on(mode):
+    port = free_port()
+    arguments = ["-type", mode, "-addr", f"127.0.0.1:{port}", "-debug-addr", "127.0.0.1:0"]
+    with command(*arguments) as process:
+        try:
+            said = process.stderr.readline()
+            debug = re.search(r"look inside on http://127\.0\.0\.1:([0-9]+)/debug/", said)[1]
+            status, _, text = ask(int(debug), "/debug/threads")
+            assert status == 200
+            assert b"MainThread" in text
+            process.terminate()
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("mode", SERVERS)
+def test_without_the_second_port_the_example_serves_all_the_same(mode):
+    port = free_port()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for address in ("none", f"127.0.0.1:{taken.getsockname()[1]}"):
+            arguments = ["-type", mode, "-addr", f"127.0.0.1:{port}", "-debug-addr", address]
+            with command(*arguments) as process:
+                try:
+                    assert "nothing to look inside" in process.stderr.readline()
+                    assert wait_for(port)[2] == app.OVERVIEW
+                    process.terminate()
+                    assert process.wait(20) == 0
+                finally:
+                    process.kill()
+
+
+def test_the_second_port_is_for_this_machine():
+    with command("-debug-addr", ":0") as process:
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert len(said.splitlines()) == 1
+    assert "other machines" in said
