@@ -3,12 +3,14 @@
 import contextlib
 import gc
 import json
+import math
 import resource
 import select
 import socket
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from examples.peers import HOST, Served, serving
@@ -21,6 +23,7 @@ STREAMS = 5_000
 MANY_THREADS = 500  # streams for a server with a thread for each
 EVENTS = 20
 WARM_UP = 3  # events that are not counted
+TICKING = 4.0  # seconds in which every stream's own timer goes off once a second
 PATIENCE = 60.0  # seconds for an event to reach all
 DATA = "x" * 40
 PAYLOAD = event(DATA)
@@ -28,16 +31,27 @@ PAYLOAD = event(DATA)
 watching: set[EventStream] = set()
 
 
+def opened(stream: EventStream) -> None:
+    """One more who is told what is published."""
+    stream.on_close = watching.discard
+    watching.add(stream)
+
+
+def tick(stream: EventStream) -> None:
+    """An event every second, by a timer of the stream's own."""
+    stream.write(PAYLOAD)
+    stream.channel.call_later(1.0, partial(tick, stream))
+
+
+HANDLERS = {"/stream": opened, "/ticking": tick}
+
+
 def application(environ: dict[str, Any], start_response: "StartResponse") -> Iterable[bytes]:
     """A stream; at /publish one event to all of them, at /count how many there are."""
-
-    def opened(stream: EventStream) -> None:
-        stream.on_close = watching.discard
-        watching.add(stream)
-
-    if environ["PATH_INFO"] == "/stream":
-        return event_stream(environ, start_response, opened, heartbeat=3600.0)
-    if environ["PATH_INFO"] == "/publish":
+    path = environ["PATH_INFO"]
+    if path in HANDLERS:
+        return event_stream(environ, start_response, HANDLERS[path], heartbeat=3600.0)
+    if path == "/publish":
         broadcast(watching, event(DATA))
     body = json.dumps(len(watching)).encode()
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
@@ -46,9 +60,10 @@ def application(environ: dict[str, Any], start_response: "StartResponse") -> Ite
 
 @dataclass(frozen=True)
 class SseRow:
-    """One event to `streams` clients: `cpu` is microseconds of the server's processor time for
-    each stream and event, `latency` milliseconds until the last client has it, `threads` those
-    beyond a server without streams, `bytes_each` resident memory for each stream."""
+    """So many `events` to each of `streams` clients: `cpu` is microseconds of the server's
+    processor time for each stream and event, `latency` milliseconds until the last client has an
+    event (nan where there is no such moment), `threads` those beyond a server without streams,
+    `bytes_each` resident memory for each stream."""
 
     workload: str
     server: str
@@ -68,11 +83,11 @@ def ask(port: int, path: str) -> int:
             return int(answer.read().rpartition(b"\r\n\r\n")[2])
 
 
-def open_stream(port: int, number: int) -> socket.socket:
+def open_stream(port: int, number: int, path: str) -> socket.socket:
     """A stream whose head has arrived; source addresses differ, so that ports suffice."""
     source = (f"127.0.0.{2 + number // 20_000}", 0)
     sock = socket.create_connection((HOST, port), PATIENCE, source)
-    sock.sendall(b"GET /stream HTTP/1.1\r\nHost: h\r\n\r\n")
+    sock.sendall(f"GET {path} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
     head = b""
     while b"\r\n\r\n" not in head:
         head += sock.recv(4096)
@@ -81,12 +96,12 @@ def open_stream(port: int, number: int) -> socket.socket:
 
 
 @contextlib.contextmanager
-def streams(port: int, count: int) -> Iterator[dict[int, socket.socket]]:
+def streams(port: int, count: int, path: str) -> Iterator[dict[int, socket.socket]]:
     """So many open streams, by descriptor."""
     opened: dict[int, socket.socket] = {}
     try:
         for number in range(count):
-            sock = open_stream(port, number)
+            sock = open_stream(port, number, path)
             opened[sock.fileno()] = sock
         yield opened
     finally:
@@ -106,12 +121,12 @@ def receive(opened: dict[int, socket.socket], poller: select.epoll) -> None:
         raise TimeoutError(f"{len(missing)} streams heard nothing")
 
 
-def measure(served: Served, count: int, server: str) -> SseRow:
+def published(served: Served, count: int, server: str) -> SseRow:
     """Open so many streams, and send events to all of them."""
     ask(served.port, "/count")
     threads, memory = served.threads(), served.resident()
     latencies = []
-    with streams(served.port, count) as opened, select.epoll() as poller:
+    with streams(served.port, count, "/stream") as opened, select.epoll() as poller:
         while ask(served.port, "/count") < count:
             time.sleep(0.01)
         for fd in opened:
@@ -127,14 +142,41 @@ def measure(served: Served, count: int, server: str) -> SseRow:
         spent = (served.cpu() - before).total
         further = max(further, served.threads() - threads)
     return SseRow(
-        workload="an event to every stream", server=server, streams=count, events=EVENTS, threads=further,
-        bytes_each=grown / count, cpu=spent / EVENTS / count * 1e6,
+        workload="an event to every stream", server=server, streams=count, events=EVENTS,
+        threads=further, bytes_each=grown / count, cpu=spent / EVENTS / count * 1e6,
         latency=sorted(latencies[WARM_UP:])[EVENTS // 2] * 1e3,
     )
 
 
+def drain(opened: dict[int, socket.socket]) -> int:
+    """Read what has arrived; the number of events."""
+    count = 0
+    for sock in opened.values():
+        with contextlib.suppress(BlockingIOError):
+            count += sock.recv(1 << 16).count(PAYLOAD.rstrip())
+    return count
+
+
+def ticking(served: Served, count: int, server: str) -> SseRow:
+    """Let a timer of its own send an event to each stream, every second."""
+    ask(served.port, "/count")
+    threads, memory = served.threads(), served.resident()
+    with streams(served.port, count, "/ticking") as opened:
+        grown = served.resident() - memory
+        drain(opened)
+        before = served.cpu()
+        time.sleep(TICKING)
+        spent, further = (served.cpu() - before).total, served.threads() - threads
+        events = drain(opened)
+    return SseRow(
+        workload="a timer for each stream", server=server, streams=count,
+        events=round(events / count), threads=further, bytes_each=grown / count,
+        cpu=spent / max(events, 1) * 1e6, latency=math.nan,
+    )
+
+
 def run(count: int | None = None, servers: tuple[str, ...] = ("std", "hop")) -> list[SseRow]:
-    """One event to all streams, on each server in a process of its own.
+    """One event to all streams, and on hop a timer for each, with a process for each server.
 
     `std` is given 500 streams unless `count` says otherwise. Raises this process's descriptor
     limit as far as it may.
@@ -146,5 +188,7 @@ def run(count: int | None = None, servers: tuple[str, ...] = ("std", "hop")) -> 
         wanted = count or (MANY_THREADS if server == "std" else STREAMS)
         gc.collect()
         with serving(server, "examples.bench_sse:application", nodelay=True) as served:
-            rows.append(measure(served, wanted, server))
+            rows.append(published(served, wanted, server))
+            if server == "hop":
+                rows.append(ticking(served, wanted, server))
     return rows
