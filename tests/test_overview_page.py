@@ -116,8 +116,10 @@ def shown(browser, url, dark=False):
 
 @pytest.fixture(params=SERVED)
 def server(request, monkeypatch):
-    """The name of the server, and the page's address there; counters come quickly."""
+    """The name of the server, and the page's address there; counters come quickly, and begin
+    with nothing."""
     monkeypatch.setattr(stats, "EVERY", 0.1)
+    monkeypatch.setattr(stats, "_open", type(stats._open)())
     with SERVERS[request.param](app.application) as port:
         yield request.param, f"http://127.0.0.1:{port}/"
 
