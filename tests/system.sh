@@ -10,7 +10,7 @@ else
     # program=package
     browser=chromium
     command -v google-chrome >/dev/null && browser=google-chrome
-    for pair in wrk=wrk $browser=chromium; do
+    for pair in wrk=wrk strace=strace $browser=chromium; do
         PATH=$PATH:/usr/sbin command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
     done
 fi
