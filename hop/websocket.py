@@ -400,7 +400,7 @@ class Reader:
             yield Violation(int(NOT_VALID), str(error))
 
 
-FEW = 512  # bytes: up to here it is quicker to unmask as one integer
+FEW = 2048  # bytes: up to here it is quicker to unmask as one integer
 
 
 def unmask(data: bytes, key: bytes) -> bytes:

@@ -234,7 +234,7 @@ class TestCodec:
         assert encode(b"a" * 64, 15)[0] == 0xC2
 
     def test_unmask_at_every_size(self):
-        for size in [*range(70), *range(500, 530), 4096]:
+        for size in [*range(70), *range(2040, 2060), 4096]:
             data = bytes(number % 251 for number in range(size))
             expected = bytes(byte ^ b"\x01\x80\xff\x00"[i % 4] for i, byte in enumerate(data))
             assert unmask(data, b"\x01\x80\xff\x00") == expected
