@@ -100,10 +100,10 @@ wheel-test: $(READY)  ## Build the wheel, install it into an empty environment, 
 	@$(STAGE) wheel-test $(PY) -m pytest -q tests/test_package.py
 
 PEERS := build/peers
-PEER_PACKAGES := granian 'uvicorn[standard]' waitress gunicorn cheroot gevent a2wsgi \
+PEER_PACKAGES := granian 'uvicorn[standard]' a2wsgi waitress gunicorn gevent cheroot bjoern fastwsgi \
     aiohttp flask-sock picows wsproto
 
 peers:  ## Install the other servers that the benchmarks compare with (build/peers)
-	$(PY) -m venv $(PEERS)
-	$(PEERS)/bin/pip install -q $(PEER_PACKAGES)
-	for peer in fastwsgi bjoern; do $(PEERS)/bin/pip install -q $$peer || echo "make: $$peer cannot be built here" >&2; done
+	test -x $(PEERS)/bin/pip || $(PY) -m venv $(PEERS)
+	for peer in $(PEER_PACKAGES); do $(PEERS)/bin/pip install -q $$peer || echo "make: $$peer cannot be installed here" >&2; done
+	PATH=$$PATH:/usr/sbin command -v nginx >/dev/null || bash tests/system.sh nginx || echo "make: nginx cannot be installed here" >&2

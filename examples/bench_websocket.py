@@ -356,7 +356,7 @@ BENCHMARKS: dict[str, Callable[..., list[EchoRow] | list[IdleRow] | list[Broadca
 
 
 def main() -> None:
-    from examples.benchmark import table
+    from examples.report import table
 
     name, *servers = sys.argv[1:] or ["echo"]
     if name not in BENCHMARKS or not set(servers) <= set(SERVERS):

@@ -4,15 +4,16 @@ import os
 import resource
 import select
 import socket
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from examples.load import Client, same
+from examples.drive import Client, same
 from examples.peers import PEERS_PYTHON, Served, serving
 
 RESERVE = 64  # descriptors that the processes need for themselves
 PER_ADDRESS = 20_000  # connections from one source address; the port range allows some more
-MANY_THREADS = 2_000  # as many connections as a server with a thread for each is asked to hold
+FEWER = {"std": 2_000, "waitress": 2_000}  # a thread for each; a list of all at every turn
 KEEP_ALIVE = 3_600  # seconds; raised for the run, or the first would end before the last begins
 
 
@@ -21,7 +22,8 @@ class IdleRow:
     """A server that holds `connections` idle ones, out of `wanted`.
 
     `peak_threads` counts threads beyond those after start, `bytes_each` is resident memory per
-    connection in bytes; both are of the server's process and its children.
+    connection in bytes; both are of the server's process and its children. `growth` holds pairs
+    of a number of connections and the bytes that they had added by then.
     """
 
     workload: str
@@ -31,6 +33,7 @@ class IdleRow:
     peak_threads: int
     threads_each: float
     bytes_each: float
+    growth: list[list[int]]
 
 
 def possible() -> int:
@@ -74,43 +77,45 @@ def hold(served: Served, count: int, server: str) -> IdleRow:
     for number in range(20):  # code and caches that the first requests need are not their price
         connect(served.port, number).close()
     threads, memory = served.threads(), served.resident()
-    peak, held = 0, []
+    peak, growth = 0, [[0, 0]]
+    held: list[socket.socket] = []
     try:
         for number in range(count):
             try:
                 held.append(connect(served.port, number))
             except OSError:
                 break
-            if number % 500 == 0:
+            if len(held) % 500 == 0:
                 peak = max(peak, served.threads() - threads)
+                growth.append([len(held), served.resident() - memory])
         peak = max(peak, served.threads() - threads)
-        grown, established = served.resident() - memory, still_open(held)
+        growth.append([len(held), served.resident() - memory])
+        established = still_open(held)
     finally:
         for sock in held:
             sock.close()
     return IdleRow(
         workload="idle", server=server, wanted=count, connections=established,
         peak_threads=peak, threads_each=peak / max(established, 1),
-        bytes_each=grown / max(established, 1),
+        bytes_each=growth[-1][1] / max(established, 1), growth=growth,
     )
 
 
 def idle(
-    servers: tuple[str, ...] = ("std", "hop"), count: int | None = None,
-    peers_python: Path = PEERS_PYTHON,
+    servers: Iterable[str] = ("std", "hop"), count: int | None = None,
+    peers_python: Path = PEERS_PYTHON, progress: Callable[[str], object] = lambda text: None,
 ) -> list[IdleRow]:
     """Idle keep-alive connections on each server, in a process of its own.
 
-    `std` is asked for 2,000 at most, unless `count` says otherwise: each costs it a thread.
-    Raises this process's descriptor limit as far as it may.
+    Some are asked to hold `FEWER`, unless `count` says otherwise. Raises this process's
+    descriptor limit as far as it may.
     """
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     rows = []
     for server in servers:
-        wanted = count or (min(possible(), MANY_THREADS) if server == "std" else possible())
-        with serving(
-            server, keep_alive=KEEP_ALIVE, peers_python=peers_python
-        ) as served:
+        wanted = count or min(possible(), FEWER.get(server, possible()))
+        with serving(server, keep_alive=KEEP_ALIVE, peers_python=peers_python) as served:
             rows.append(hold(served, wanted, server))
+        progress(f"idle: {server}: {rows[-1].bytes_each:,.0f} bytes each")
     return rows

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from examples.load import different, same
+from examples.drive import same
 from examples.std import StdServer
 from examples.workloads import hello
 
@@ -33,10 +33,16 @@ BROWSER = (
     b"Sec-Fetch-Dest: document\r\nAccept-Encoding: gzip, deflate, br\r\n"
     b"Accept-Language: en-GB,en;q=0.9\r\n\r\n"
 )
+# Heads of which no line comes again before a memo of a few thousand lines has forgotten it.
+NEVER = [
+    BROWSER.replace(b"/index", b"/page/%d?index" % number).replace(b": ", b": %d" % number)
+    .replace(b"\r\n\r\n", b"\r\nCookie: session=%d\r\n\r\n" % number)
+    for number in range(1000)
+]  # fmt: skip
 HEADS: dict[str, Callable[[int], bytes]] = {
     "no kernel, small head": same,
     "no kernel, browser's head": lambda number: BROWSER,
-    "no kernel, varied": different,
+    "no kernel, never repeated": lambda number: NEVER[number % len(NEVER)],
 }
 Operation = Callable[[], bytes]
 

@@ -13,8 +13,12 @@ import argparse
 import importlib
 import os
 import resource
+import sys
+import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 HOST = "127.0.0.1"
@@ -23,13 +27,13 @@ MANY = 100_000
 
 @dataclass(frozen=True)
 class Options:
-    """What to serve, and how: `target` is MODULE:APP, `keep_alive` is in seconds."""
+    """What to serve, and how: `target` is MODULE:APP, `keep_alive` is in seconds; `threads` are
+    those of a pool, None what the server has by default."""
 
     target: str
     port: int
-    threads: int = 64
+    threads: int | None = None
     keep_alive: int = 600
-    nodelay: bool = False
 
     def load(self, suffix: str = "") -> Any:
         """The application itself. Raises AttributeError when the module has none of that name."""
@@ -43,25 +47,93 @@ def bare(options: Options) -> None:
     serve(HOST, options.port)
 
 
-def hop(options: Options) -> None:
-    from hop import Engine, Server
+def hop(options: Options, *more: str) -> None:
+    """As `python -m hop` starts it, with everything as it is by default."""
+    from hop.__main__ import main
 
-    server = Server(Engine(options.load()), keep_alive_timeout=options.keep_alive)
-    server.serve(f"{HOST}:{options.port}")
+    address, patience = f"{HOST}:{options.port}", str(options.keep_alive)
+    arguments = ["--bind", address, "--keep-alive-timeout", patience, *more]
+    sys.exit(main([options.target, *arguments]))
 
 
-def std(options: Options) -> None:
+def hop_twice(options: Options) -> None:
+    hop(options, "--processes", "2")
+
+
+def hop_unwatched(options: Options) -> None:
+    """Without the monitor: no product, but what there is to compare it with."""
+    from hop.leader import Monitor
+
+    def wait(self: Monitor, over: Callable[[], bool], may_sleep: object) -> None:
+        self._bell.acquire()
+        while not over():
+            time.sleep(0.01)
+
+    Monitor.run = wait  # type: ignore[method-assign]
+    hop(options)
+
+
+def hop_forgetful(options: Options) -> None:
+    """Without the memo of header lines: what it saves is the difference."""
+    from examples.memo import forget
+
+    forget()
+    hop(options)
+
+
+def std(options: Options, nodelay: bool = False) -> None:
     from examples.std import StdServer
 
-    StdServer(options.load(), f"{HOST}:{options.port}", options.nodelay).serve_forever()
+    StdServer(options.load(), f"{HOST}:{options.port}", nodelay).serve_forever()
+
+
+def std_nodelay(options: Options) -> None:
+    std(options, nodelay=True)
+
+
+NGINX = """\
+daemon off; worker_processes 1; error_log stderr crit; pid {port}.pid; {user}
+events {{ worker_connections 100000; }}
+http {{
+  access_log off; sendfile on; tcp_nopush on; default_type text/plain;
+  keepalive_timeout {keep_alive}; keepalive_requests 1000000000;
+  server {{
+    listen {host}:{port} backlog=2048;
+    location / {{ return 200 "{hello}\\n"; }}
+    location = /file {{ alias {file}; }}
+  }}
+}}
+"""
+
+
+def nginx(options: Options) -> None:
+    """One worker; the program takes the place of this process."""
+    from examples.peers import nginx as program
+    from examples.workloads import FILE, HELLO
+
+    folder = Path(tempfile.gettempdir(), "hop-benchmark-nginx")
+    folder.mkdir(exist_ok=True)
+    config = folder / f"{options.port}.conf"
+    config.write_text(NGINX.format(
+        port=options.port, host=HOST, keep_alive=options.keep_alive, file=FILE,
+        hello=HELLO.decode().strip(), user="" if os.getuid() else "user root;",
+    ))
+    path = program() or "nginx"
+    os.execv(path, [path, "-p", str(folder), "-e", "stderr", "-c", str(config)])
+
+
+def pool(options: Options, name: str) -> dict[str, int]:
+    """The number of threads by the server's name for it, or nothing where it shall choose."""
+    return {name: options.threads} if options.threads else {}
 
 
 def waitress(options: Options) -> None:
     import waitress
 
     waitress.serve(
-        options.load(), host=HOST, port=options.port, threads=options.threads,
-        connection_limit=MANY, channel_timeout=options.keep_alive, backlog=2048, _quiet=True,
+        options.load(), host=HOST, port=options.port, connection_limit=MANY,
+        channel_timeout=options.keep_alive, backlog=2048, asyncore_use_poll=True, _quiet=True,
+        max_request_body_size=1 << 40, **pool(options, "threads"),
     )
 
 
@@ -72,7 +144,7 @@ def gunicorn(options: Options) -> None:
         def load_config(self) -> None:
             settings = {
                 "bind": f"{HOST}:{options.port}", "worker_class": "gthread",
-                "threads": options.threads, "worker_connections": MANY,
+                "threads": options.threads or 64, "worker_connections": MANY,
                 "keepalive": options.keep_alive, "loglevel": "error",
             }
             for name, value in settings.items():
@@ -88,8 +160,8 @@ def cheroot(options: Options) -> None:
     from cheroot.wsgi import Server
 
     Server(
-        (HOST, options.port), options.load(), numthreads=options.threads,
-        request_queue_size=2048, timeout=options.keep_alive,
+        (HOST, options.port), options.load(), request_queue_size=2048,
+        timeout=options.keep_alive, **pool(options, "numthreads"),
     ).start()
 
 
@@ -100,6 +172,7 @@ def granian(options: Options) -> None:
     Granian(
         options.target, address=HOST, port=options.port, interface=Interfaces.WSGI,
         blocking_threads=options.threads, log_enabled=False, backlog=2048,
+        backpressure=MANY,
     ).serve()
 
 
@@ -111,7 +184,7 @@ def uvicorn(options: Options) -> None:
     except AttributeError:
         from a2wsgi import WSGIMiddleware
 
-        application = WSGIMiddleware(options.load(), workers=options.threads)
+        application = WSGIMiddleware(options.load(), workers=options.threads or 64)
     uvicorn.run(
         application, host=HOST, port=options.port, loop="uvloop", http="httptools",
         log_level="error", access_log=False, timeout_keep_alive=options.keep_alive,
@@ -130,10 +203,17 @@ def fastwsgi(options: Options) -> None:
     fastwsgi.run(options.load(), HOST, options.port, loglevel=0)
 
 
+def gevent(options: Options) -> None:
+    from gevent.pywsgi import WSGIServer
+
+    WSGIServer((HOST, options.port), options.load(), backlog=2048, log=None).serve_forever()
+
+
 KINDS: dict[str, Callable[[Options], None]] = {
-    function.__name__: function
+    function.__name__.replace("_", "-"): function
     for function in (
-        hop, std, bare, waitress, gunicorn, cheroot, granian, uvicorn, bjoern, fastwsgi
+        hop, hop_unwatched, hop_forgetful, hop_twice, std, std_nodelay, bare, waitress, gunicorn,
+        cheroot, granian, uvicorn, bjoern, fastwsgi, gevent, nginx,
     )
 }
 
@@ -143,9 +223,8 @@ def main() -> None:
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("target")
     parser.add_argument("port", type=int)
-    parser.add_argument("--threads", type=int, default=64)
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--keep-alive", type=int, default=600)
-    parser.add_argument("--nodelay", action="store_true")
     parser.add_argument("--cpu", type=int, help="run on this processor only")
     values = vars(parser.parse_args())
     kind, cpu = values.pop("kind"), values.pop("cpu")

@@ -1,82 +1,170 @@
-"""Servers under load: throughput, latency, and what a request costs the server's processor."""
+"""Servers under load: throughput, latency, memory, and what a request costs the processor."""
 
+import contextlib
+import math
 import os
+import resource
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from examples.load import Load, generate
-from examples.peers import OURS, PEERS_PYTHON, installed, serving
+from examples.drive import Client, same
+from examples.load import Load, Order, generate, pinned
+from examples.peers import OURS, PEERS_PYTHON, ROOT, Cpu, Served, installed, serving
+from examples.table import MANY, Workload
+from examples.workloads import FILE
 
-HELLO = "examples.workloads:hello"
-PAGE = "examples.app:application"
-MIXED = {
-    "every 200th request sleeps 100 ms": "examples.workloads:every_200th",
-    "every request sleeps 0.5 ms": "examples.workloads:sleep_500us",
-    "every request sleeps 1 ms": "examples.workloads:sleep_1ms",
-    "every request sleeps 5 ms": "examples.workloads:sleep_5ms",
-}
+FEW = 20  # clock ticks, too few to tell user from system
+RESERVE = 200  # descriptors that server and generator need beside the connections
 
 
 @dataclass(frozen=True)
 class Row(Load):
     """A server under one load. `cpu` and `user` are microseconds of processor time a request,
-    of the server's process and its children: user and system together, and user alone."""
+    of the server's process and its children: user and system together, and user alone.
+
+    `grown`: bytes of resident memory at the worst moment of the load beyond those before it;
+    `spread`: of several processes, requests of the least busy one divided by the busiest one's.
+    """
 
     workload: str
     server: str
+    connections: int
     cpu: float
     user: float
+    grown: int
+    spread: float = math.nan
 
 
 @dataclass(frozen=True)
 class Run:
     """How to load: `rounds` runs of `seconds` each, after `warm_up` seconds that do not count.
 
-    Where there are two processors, `pin` keeps server and generator apart.
+    `connections` replaces what the workloads say.
     """
 
-    seconds: float = 3.0
+    seconds: float = 2.0
     warm_up: float = 1.0
-    rounds: int = 3
-    connections: int = 100
+    rounds: int = 1
+    connections: int | None = None
     threads: int = 1
-    pin: bool = True
     generator: str | None = None
     peers_python: Path = PEERS_PYTHON
-
-    def processors(self) -> tuple[int | None, int | None]:
-        """For the server and for the generator."""
-        cpus = sorted(os.sched_getaffinity(0))
-        return (cpus[0], cpus[1]) if self.pin and len(cpus) > 1 else (None, None)
+    progress: Callable[[str], object] = lambda text: None
 
 
-def measure(
-    server: str, workload: str, target: str, run: Run, *,
-    varied: bool = False, nodelay: bool = False,
-) -> Row:
+def processors(alone: bool) -> tuple[int | None, int | None]:
+    """For the server and for the generator; None is any."""
+    cpus = sorted(os.sched_getaffinity(0))
+    return (cpus[0], cpus[1]) if alone and len(cpus) > 1 else (None, None)
+
+
+@contextlib.contextmanager
+def file_of(size: int) -> Iterator[None]:
+    """`workloads.FILE` has so many bytes while the block runs."""
+    with FILE.open("wb") as file:
+        for _ in range(size >> 20):
+            file.write(os.urandom(1 << 20))
+        file.truncate(size)
+    try:
+        yield
+    finally:
+        FILE.unlink()
+
+
+@contextlib.contextmanager
+def others(beside: tuple[str, int] | None, port: int, cpu: int | None) -> Iterator[None]:
+    """Other clients, in a process of their own. RuntimeError when they cannot connect."""
+    kind, count = beside or ("", 0)
+    if not count:
+        yield
+        return
+    command = [sys.executable, "-m", "examples.beside", kind, str(port), str(count)]
+    with pinned(cpu):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        if process.stdout.readline() != b"ready\n":
+            raise RuntimeError(f"the other clients ({kind}) could not connect")
+        yield
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def spread(port: int) -> float:
+    """Ask `workloads.counting`, over many new connections, who has answered how often."""
+    answered: dict[bytes, int] = {}
+    for _ in range(100):
+        client = Client(port)
+        client.ask(same(0, "/count"))
+        while not client.receive():
+            pass
+        pid, count = client.answer.rpartition(b"\r\n\r\n")[2].split()
+        answered[pid] = int(count)
+        client.sock.close()
+    return min(answered.values()) / max(answered.values()) if len(answered) > 1 else 0.0
+
+
+def observe(served: Served, order: Order, load: Callable[[Order], Load]) -> tuple[Load, Cpu]:
+    """One load, and what the server spent from its beginning until there was nothing left."""
+    before = served.cpu()
+    seen = load(order)
+    served.settle()
+    return seen, served.cpu() - before
+
+
+def steady_state(
+    served: Served, order: Order, load: Callable[[Order], Load]
+) -> tuple[Load, Cpu, int]:
+    """What was seen, spent, and the number of requests for which that was spent.
+
+    With many connections a short run is subtracted from a long one: what it costs to connect and
+    to close is in both, and not what a request costs.
+    """
+    if order.connections < MANY:
+        seen, used = observe(served, order, load)
+        return seen, used, seen.requests
+    first, less = observe(served, replace(order, seconds=1.0), load)
+    seen, used = observe(served, replace(order, seconds=order.seconds + 2.0), load)
+    return seen, used - less, seen.requests - first.requests
+
+
+def measure(server: str, workload: Workload, run: Run) -> Row:
     """One round: start the server, warm it up, load it, stop it."""
-    mine, other = run.processors()
+    mine, other = processors(workload.alone)
+    connections = run.connections or workload.connections
 
-    def load(seconds: float) -> Load:
-        return generate(
-            served.port, run.connections, seconds, threads=run.threads, cpu=other,
-            varied=varied, generator=run.generator,
+    def load(order: Order) -> Load:
+        return generate(order, cpu=other, generator=run.generator)
+
+    with contextlib.ExitStack() as stack:
+        if workload.app == "file":
+            stack.enter_context(file_of(workload.size))
+        served = stack.enter_context(serving(
+            server, workload.target, cpu=mine, threads=workload.threads,
+            peers_python=run.peers_python,
+        ))
+        order = Order(
+            served.port, workload.load, connections, 0.0 if workload.once else run.seconds,
+            workload.path, workload.rate, workload.size, run.threads,
         )
-
-    with serving(
-        server, target, cpu=mine, nodelay=nodelay, peers_python=run.peers_python
-    ) as served:
-        if run.warm_up:
-            load(run.warm_up)
-        before = served.cpu()
-        result = load(run.seconds)
-        used = served.cpu() - before
-    each = 1e6 / max(result.requests, 1)
+        stack.enter_context(others(workload.beside, served.port, other))
+        if run.warm_up and not workload.once:
+            load(replace(order, seconds=run.warm_up))
+        served.forget_peak()
+        resident = served.resident()
+        seen, used, requests = steady_state(served, order, load)
+        grown = served.peak() - resident
+        share = spread(served.port) if workload.app == "counting" else math.nan
+    each = 1e6 / max(requests, 1)
+    user = used.user * each if used.ticks >= FEW else math.nan
     return Row(
-        **vars(result), workload=workload, server=f"{server}, TCP_NODELAY" if nodelay else server,
-        cpu=used.total * each, user=used.user * each,
+        **vars(seen), workload=workload.name, server=server, connections=connections,
+        cpu=used.total * each, user=user, grown=grown, spread=share,
     )
 
 
@@ -86,54 +174,48 @@ def middle(rows: Sequence[Row]) -> Row:
     return next(row for row in rows if row.cpu == cpu)
 
 
-def compare(
-    servers: Iterable[str], workload: str, target: str, run: Run, *, varied: bool = False
-) -> list[Row]:
+def compare(servers: Iterable[str], workload: Workload, run: Run) -> list[Row]:
     """Every server under the same load, in turns, so that a bad minute meets them all alike."""
+    rounds: list[list[Row]] = []
     servers = list(servers)
-    rounds = [
-        [measure(server, workload, target, run, varied=varied) for server in servers]
-        for _ in range(run.rounds)
-    ]
+    for number in range(run.rounds):
+        rounds.append([])
+        for server in servers:
+            row = measure(server, workload, run)
+            rounds[-1].append(row)
+            run.progress(
+                f"{workload.name}: {server}, round {number + 1} of {run.rounds}: "
+                f"{row.requests_per_second:,.0f}/s, {row.cpu:.1f} µs of CPU each"
+            )
     return [middle(rows) for rows in zip(*rounds, strict=True)]
 
 
-def available(names: Iterable[str], run: Run) -> list[str]:
-    """Those of the servers that can be started here."""
+def missing(workload: Workload, run: Run) -> list[str]:
+    """Those of the workload's servers that are not installed."""
     there = {*OURS, *installed(run.peers_python)}
-    return [name for name in names if name in there]
+    return [name for name in workload.servers if name not in there]
 
 
-def hello(run: Run, servers: Iterable[str] | None = None) -> list[Row]:
-    """CPU per request of the smallest application beside the bare loop; then with no two
-    requests alike."""
-    names = available(
-        servers or ("bare", "hop", "bjoern", "fastwsgi", "granian", "uvicorn", "waitress"), run
-    )
-    return [
-        *compare(names, "hello", HELLO, run),
-        *compare(names, "hello, varied", HELLO, run, varied=True),
-    ]
+def too_many(workload: Workload, run: Run) -> int:
+    """The descriptor limit, if the workload's connections do not fit under it; otherwise 0."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    count = (run.connections or workload.connections) + (workload.beside or ("", 0))[1]
+    return limit if count + RESERVE > limit else 0
 
 
-def mixed(run: Run, servers: Iterable[str] | None = None) -> list[Row]:
-    """Handlers that block, against servers with a pool of 64 threads."""
-    names = available(servers or ("hop", "waitress", "gunicorn", "granian"), run)
-    return [
-        row for workload, target in MIXED.items() for row in compare(names, workload, target, run)
-    ]
-
-
-def wrk(run: Run, servers: Iterable[str] | None = None) -> list[Row]:
-    """The overview page: hop, the standard library, and whatever else is installed.
-
-    The standard library's server is measured as it comes, and with Nagle's algorithm off: as it
-    comes, each answer's body waits 40 ms for the client to acknowledge its head.
-    """
-    names = list(servers or ("std", "hop", *installed(run.peers_python)))
-    rows = []
-    for name in available(names, run):
-        rows += compare([name], "overview page", PAGE, run)
-        if name == "std":
-            rows.append(measure(name, "overview page", PAGE, run, nodelay=True))
-    return rows
+def survey(
+    workloads: Iterable[Workload], run: Run, only: Iterable[str] = ()
+) -> tuple[list[Row], list[str]]:
+    """Measure all of them (the servers named, if any are), and say what was left out, and why."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    rows, notes, chosen = [], set[str](), set(only)
+    for workload in workloads:
+        absent = missing(workload, run)
+        notes |= {f"not installed here, so not measured: {name} (`make peers`)" for name in absent}
+        if limit := too_many(workload, run):
+            notes.add(f"{workload.name}: not measured, the descriptor limit is {limit:,}")
+            continue
+        names = [name for name in workload.servers if name not in absent]
+        rows += compare([n for n in names if not chosen or n in chosen], workload, run)
+    return rows, sorted(notes)

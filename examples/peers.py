@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,49 +18,80 @@ from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS_PYTHON = ROOT / "build" / "peers" / "bin" / "python"
-OURS = ("hop", "std", "bare")  # these run on the Python that runs the benchmark
-PEERS = ("waitress", "gunicorn", "cheroot", "granian", "uvicorn", "bjoern", "fastwsgi")
+OURS = (  # these run on the Python that runs the benchmark; see examples/launch.py
+    "hop", "hop-unwatched", "hop-forgetful", "hop-twice", "std", "std-nodelay", "bare",
+)
+PEERS = (
+    "bjoern", "fastwsgi", "granian", "uvicorn", "waitress", "cheroot", "gunicorn", "gevent",
+    "nginx",
+)
 HOST = "127.0.0.1"
-TICK = os.sysconf("SC_CLK_TCK")
+PROCESS_CLOCK = 2  # the scheduler's clock of a process (clock_getcpuclockid(3))
 PAGE = os.sysconf("SC_PAGE_SIZE")
 PATIENCE = 20.0  # seconds for a server to start, and again to stop
 
 PROBE = """
-import importlib, sys
+import importlib, importlib.metadata, sys
 for name in sys.argv[1:]:
     try:
         importlib.import_module(name)
+        print(name, importlib.metadata.version(name))
     except ImportError:
         continue
-    print(name)
 """
 
 
-@cache
-def installed(python: Path = PEERS_PYTHON) -> tuple[str, ...]:
-    """The peers that this Python can import, in the order of `PEERS`; none if there is no such."""
+def nginx() -> str | None:
+    """Where the program is, if it is installed."""
+    return shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
+
+
+def output(*command: str | Path) -> str:
+    """What the program prints; nothing if there is none, or if it fails."""
     try:
-        probe = subprocess.run(
-            [python, "-c", PROBE, *PEERS], capture_output=True, text=True, timeout=60, check=True
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
-        return ()
-    return tuple(probe.stdout.split())
+        return ""
+    return done.stdout
+
+
+@cache
+def versions(python: Path = PEERS_PYTHON) -> dict[str, str]:
+    """The peers that can be started: those that this Python can import, and nginx."""
+    lines = output(python, "-c", PROBE, *PEERS).splitlines()
+    found = dict(line.split() for line in lines if line.count(" ") == 1)
+    if path := nginx():
+        found["nginx"] = output(path, "-v").strip().rpartition("/")[2]
+    return {name: found[name] for name in PEERS if name in found}
+
+
+def installed(python: Path = PEERS_PYTHON) -> tuple[str, ...]:
+    """Their names."""
+    return tuple(versions(python))
 
 
 @dataclass(frozen=True)
 class Cpu:
-    """Seconds of processor time."""
+    """Seconds of processor time; and of so many clock ticks at which the operating system looked,
+    those that found it in user mode."""
 
-    user: float
-    system: float
+    total: float
+    user_ticks: int
+    ticks: int
 
     @property
-    def total(self) -> float:
-        return self.user + self.system
+    def user(self) -> float:
+        """Seconds in user mode; a guess when there were few ticks."""
+        return self.total * self.user_ticks / max(self.ticks, 1)
 
     def __sub__(self, earlier: "Cpu") -> "Cpu":
-        return Cpu(self.user - earlier.user, self.system - earlier.system)
+        return Cpu(
+            self.total - earlier.total, self.user_ticks - earlier.user_ticks,
+            self.ticks - earlier.ticks,
+        )
 
 
 @dataclass(frozen=True)
@@ -69,32 +102,58 @@ class Served:
     port: int
     group: int  # the process group, which is the first process's id
 
-    def members(self) -> list[list[str]]:
+    def members(self) -> dict[int, list[str]]:
         """The fields of /proc/PID/stat, from the state on, of every process in the group."""
-        found = []
+        found = {}
         for entry in os.scandir("/proc"):
             if entry.name.isdigit():
                 with contextlib.suppress(OSError):
                     text = Path(entry.path, "stat").read_text()
                     fields = text.rpartition(") ")[2].split()
                     if int(fields[2]) == self.group:
-                        found.append(fields)
+                        found[int(entry.name)] = fields
         return found
 
     def cpu(self) -> Cpu:
-        """Used so far, as the operating system accounts for it (proc(5): utime, stime)."""
-        members = self.members()
-        return Cpu(
-            sum(int(fields[11]) for fields in members) / TICK,
-            sum(int(fields[12]) for fields in members) / TICK,
-        )
+        """Used so far: from each process's clock, which is exact, and its ticks, which are not
+        (proc(5): utime, stime)."""
+        total, user, system = 0.0, 0, 0
+        for pid, fields in self.members().items():
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                total += time.clock_gettime(~pid << 3 | PROCESS_CLOCK)
+            user += int(fields[11])
+            system += int(fields[12])
+        return Cpu(total, user, user + system)
 
     def threads(self) -> int:
-        return sum(int(fields[17]) for fields in self.members())
+        return sum(int(fields[17]) for fields in self.members().values())
 
     def resident(self) -> int:
         """Bytes of resident memory."""
-        return sum(int(fields[21]) for fields in self.members()) * PAGE
+        return sum(int(fields[21]) for fields in self.members().values()) * PAGE
+
+    def peak(self) -> int:
+        """The most bytes of resident memory since `forget_peak` (proc(5): VmHWM)."""
+        kibibytes = 0
+        for pid in self.members():
+            with contextlib.suppress(OSError):
+                status = Path(f"/proc/{pid}/status").read_text()
+                kibibytes += sum(map(int, re.findall(r"VmHWM:\s*(\d+)", status)))
+        return kibibytes * 1024
+
+    def forget_peak(self) -> None:
+        """Let `peak` begin at what is resident now (proc(5): clear_refs)."""
+        for pid in self.members():
+            with contextlib.suppress(OSError):
+                Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+    def settle(self) -> None:
+        """Wait until the server has nothing left to do, two seconds at most."""
+        for _ in range(40):
+            before = self.cpu().total
+            time.sleep(0.05)
+            if self.cpu().total - before < 0.001:
+                return
 
 
 def free_port() -> int:
@@ -133,7 +192,7 @@ def serving(
     kind: str,
     target: str = "examples.workloads:hello",
     *,
-    threads: int = 64,
+    threads: int | None = None,
     keep_alive: int = 600,
     nodelay: bool = False,
     cpu: int | None = None,
@@ -141,15 +200,16 @@ def serving(
 ) -> Iterator[Served]:
     """Run a server of this kind (see `OURS` and `PEERS`) while the block runs.
 
-    `cpu` pins it to one processor. Raises RuntimeError when it does not come up.
+    `threads`: those of its pool, if it has one and shall not choose; `keep_alive`: seconds; `cpu`
+    pins it to one processor. Raises RuntimeError when it does not come up.
     """
-    python = sys.executable if kind in OURS else str(peers_python)
+    python = sys.executable if kind in (*OURS, "nginx") else str(peers_python)
     port = free_port()
+    kind += "-nodelay" * (nodelay and kind == "std")
     command = [
-        python, "-m", "examples.launch", kind, target, str(port),
-        "--threads", str(threads), "--keep-alive", str(keep_alive),
+        python, "-m", "examples.launch", kind, target, str(port), "--keep-alive", str(keep_alive)
     ]
-    command += ["--nodelay"] * nodelay
+    command += ["--threads", str(threads)] if threads is not None else []
     command += ["--cpu", str(cpu)] if cpu is not None else []
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(

@@ -139,7 +139,7 @@ def test_messages_in_one_process(monkeypatch):
 
 
 def test_rows_can_be_shown():
-    from examples.benchmark import table
+    from examples.report import table
 
     row = bench_websocket.EchoRow(1, 0, 1.0, 1.0, 1.0, "echo", "hop", 1, 1.0, 1.0, 1)
     assert "hop" in table([row])
