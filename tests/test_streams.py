@@ -16,6 +16,7 @@ from email.utils import formatdate
 from functools import partial
 from pathlib import Path
 
+import flask
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -985,3 +986,23 @@ def test_a_stream_in_both_modes(serve):
         soon(lambda: len(news.gone) == 2)
     assert news.watching == set()
     assert len(set(news.gone)) == 2
+
+
+def test_flask_passes_both_on(serve, film):
+    site = flask.Flask("site")
+    news = News(heartbeat=0.05)
+    site.add_url_rule("/news", "news", lambda: flask.Response.from_app(news, flask.request.environ))
+    site.add_url_rule("/film", "film", lambda: flask.Response.from_app(
+        cinema(film), flask.request.environ))
+    port = serve(site)
+    with listening(port, "/news") as client:
+        assert b"data: after nothing\n\n" in client.until(b"nothing\n\n")
+        assert client.until(b": \n\n")
+    soon(lambda: news.gone)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", "/film", headers={"Range": "bytes=70000-"})
+    response = connection.getresponse()
+    assert (response.status, response.read()) == (206, CONTENT[70_000:])
+    connection.request("GET", "/film", headers={"If-None-Match": ETAG})
+    assert connection.getresponse().status == 304
+    connection.close()
