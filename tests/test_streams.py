@@ -547,6 +547,20 @@ def test_curl_resumes(serve, film, tmp_path):
     assert done.stdout == CONTENT[-5:]
 
 
+def test_on_hop_the_kernel_sends_the_part(film, monkeypatch):
+    calls = []
+
+    def sendfile(sock, fd, offset, count):
+        calls.append((offset, count))
+        return original(sock, fd, offset, count)
+
+    original = os.sendfile
+    monkeypatch.setattr(os, "sendfile", sendfile)
+    with SERVERS["hop"](cinema(film)) as port:
+        assert exchange(port, "Range: bytes=50000-50099")[2] == CONTENT[50_000:50_100]
+    assert calls == [(50_000, 100)]
+
+
 def test_a_file_that_becomes_shorter_is_not_taken_for_whole(serve, tmp_path):
     path = tmp_path / "shrinking"
     path.write_bytes(bytes(20_000_000))
