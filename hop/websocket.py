@@ -42,6 +42,7 @@ __all__ = [
     "FEW",
     "FLUSHED",
     "GUID",
+    "LINGER",
     "MAY_COMPRESS",
     "NOT_VALID",
     "NO_CODE",
@@ -527,12 +528,17 @@ class WebSocket:
                 self.channel.write(encode_close(event.code, reason))
             self._state, self._code, self._reason = CLOSED, event.code, event.reason
         self.channel.write_timeout = FAREWELL
-        self.channel.close()
+        if type(event) is Close:
+            self.channel.close()
+        else:
+            self.channel.call_later(LINGER, self.channel.close)
 
     def _received(self, channel: object, data: bytes) -> None:
         """Work off what has arrived; the channel calls this."""
         self._heard = True
         if self._state is CLOSED:
+            if data[0] == CLOSE:
+                self.channel.close()
             return
         pongs = bytearray()
         try:
@@ -589,6 +595,7 @@ class WebSocket:
 
 
 FAREWELL = 10.0  # seconds that a client has for its part of the closing
+LINGER = 2.0  # seconds in which a client that broke the rules may learn which
 
 FAILED = 1011  # the application raised an exception
 

@@ -16,6 +16,7 @@ from wsproto.frame_protocol import FrameProtocol, ParseFailed
 from hop.websocket import (
     BINARY,
     FAREWELL,
+    LINGER,
     PING,
     Close,
     Guard,
@@ -465,17 +466,26 @@ class TestClosing:
     def test_we_close_and_the_client_breaks_the_rules(self):
         visit = Visit()
         visit.ws.close()
-        visit.hears(client_frame(0x83))
+        visit.hears(client_frame(0x83), closing(1002))
         assert (visit.told[0][0], len(visit.frames())) == (1002, 1)
 
     def test_violation(self):
         visit = Visit().hears(client_frame(0x81, b"\xff") + text("never"))
-        assert visit.frames()[0][1][0] == visit.told[0][0] == 1007
-        assert visit.channel.ended == "close"
+        assert visit.frames()[0][1][0] == 1007
+        assert visit.channel.ended == ""
+        visit.channel.wait(LINGER + 0.1)
+        assert (visit.channel.ended, visit.told[0][0]) == ("close", 1007)
         assert visit.messages == []
 
+    def test_who_broke_the_rules_and_sends_on_still_learns_which(self):
+        visit = Visit().hears(client_frame(0x83), *[bytes(1 << 16)] * 10, text("a"))
+        assert (visit.channel.ended, visit.messages) == ("", [])
+        visit.hears(closing(1002))
+        assert (visit.channel.ended, visit.told[0][0]) == ("close", 1002)
+        assert len(visit.frames()) == 1
+
     def test_too_big(self):
-        visit = Visit(max_message=10).hears(text("x" * 10), text("x" * 11))
+        visit = Visit(max_message=10).hears(text("x" * 10), text("x" * 11), closing(1009))
         assert (visit.messages, visit.told[0][0]) == (["x" * 10], 1009)
 
     @pytest.mark.parametrize("code", [0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000])

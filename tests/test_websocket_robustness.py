@@ -169,7 +169,7 @@ def test_the_others_go_on():
     ann, bob = Visit(), Visit()
     for wrong in (client_frame(0x83), client_frame(0x81, b"\xff"), b"\x81\x05Hello",
                   client_frame(0x88, b"\x00"), closing(1000), b"GET / HTTP/1.1\r\n"):
-        assert Visit().hears(wrong).channel.ended == "close"
+        assert Visit().hears(wrong, closing(1002)).channel.ended == "close"
         ann.ws.send("still here")
         bob.hears(text("me too"))
     assert [payload for _, payload in ann.frames()] == ["still here"] * 6

@@ -69,7 +69,11 @@ class FakeChannel:
         """Let pieces arrive, as long as the connection lasts."""
         for piece in pieces:
             if not self.ended:
-                self.handler(self, piece)
+                try:
+                    self.handler(self, piece)
+                except Exception:
+                    self.close()
+                    raise
         return self
 
     def frames(self):
