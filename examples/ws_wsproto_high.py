@@ -9,7 +9,7 @@ Left out on purpose: subprotocols, the check of Origin, and pings of our own. `h
 all three.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import h11
@@ -87,41 +87,48 @@ class Echo:
         self.ws = ws
         self.partial: bytearray | None = None
 
-    def answers(self, data: bytes) -> Iterator[Event]:
-        """What to answer to these bytes. After a CloseConnection the connection is over."""
+    def received(self, data: bytes) -> tuple[bytes, bool]:
+        """What to send for these bytes, and whether the connection is over then."""
+        output = bytearray()
         for start in range(0, len(data), SLICE):
             self.ws.receive_data(data[start : start + SLICE])
             for event in self.ws.events():
-                if isinstance(event, Message):
-                    yield from self.message(event)
-                elif isinstance(event, (Ping, CloseConnection)):
-                    yield event.response()
+                answer = self.answer(event)
+                if answer is not None:
+                    output += self.ws.send(answer)
+                    if isinstance(answer, CloseConnection):
+                        return bytes(output), True
+        return bytes(output), False
 
-    def message(self, event: Message[Any]) -> Iterator[Event]:
+    def answer(self, event: Event) -> Event | None:
+        """What this event is answered with: nothing, if it is a pong or part of a message."""
+        if isinstance(event, Message):
+            return self.message(event)
+        if isinstance(event, (Ping, CloseConnection)):
+            return event.response()
+        return None
+
+    def message(self, event: Message[Any]) -> Event | None:
         """The message, when this piece is its last one; the end, when it becomes too long."""
         if event.message_finished and self.partial is None:
-            yield event
-            return
+            return event
         text = isinstance(event, TextMessage)
         if self.partial is None:
             self.partial = bytearray()
         self.partial += event.data.encode() if text else event.data
         if len(self.partial) > MAX_MESSAGE:
-            yield CloseConnection(code=1009, reason="the message is too long")
-        elif event.message_finished:
-            whole, self.partial = bytes(self.partial), None
-            yield TextMessage(data=whole.decode()) if text else BytesMessage(data=whole)
+            return CloseConnection(code=1009, reason="the message is too long")
+        if not event.message_finished:
+            return None
+        whole, self.partial = bytes(self.partial), None
+        return TextMessage(data=whole.decode()) if text else BytesMessage(data=whole)
 
 
 def received(channel: Any, data: bytes) -> None:
     """Answer all that these bytes complete, in one write."""
-    echo, output, over = channel.data, bytearray(), False
-    for answer in echo.answers(data):
-        output += echo.ws.send(answer)
-        if over := isinstance(answer, CloseConnection):
-            break
+    output, over = channel.data.received(data)
     if output:
-        give(channel, bytes(output))
+        give(channel, output)
     if over:
         channel.close()
 
