@@ -8,6 +8,7 @@ import contextlib
 import os
 import socket
 import struct
+import threading
 from collections import deque
 from typing import Any, BinaryIO, Protocol
 
@@ -80,14 +81,20 @@ class FilePart:
 
 
 class Backlog:
-    """Output that the kernel refused so far: parts in order, and their `size` in bytes."""
+    """Output that waits: parts in order, and their `size` in bytes.
 
-    __slots__ = ("parts", "size", "small")
+    It waits because the kernel refused it, or, `corked`, because more will come at once. Whoever
+    appends or sends holds the `lock`: what is corked may be pushed by another thread.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("corked", "lock", "parts", "size", "small")
+
+    def __init__(self, *, corked: bool = False) -> None:
         self.parts: deque[BytesPart | FilePart] = deque()
         self.small = bytearray()
         self.size = 0
+        self.corked = corked
+        self.lock = threading.Lock()
 
     def append(self, data: bytes | memoryview) -> None:
         """Put bytes at the end. Small pieces are gathered, and leave in one send."""
@@ -140,7 +147,7 @@ class Connection:
 
     `base` is the part of environ that all connections of its listener share, `state` belongs to
     the engine, `since` is the loop's clock when that last made progress, `incoming` a request
-    that has not arrived whole, `backlog` the output that the kernel refused: None, or not empty.
+    that has not arrived whole, `backlog` the output that waits: None, not empty, or corked.
     `interest` is what the poller watches for, and `owned` says that a thread other than the
     leader has the connection. While it is idle, `incoming` and `backlog` are None.
     """
@@ -173,8 +180,10 @@ class Connection:
 
     def write(self, data: bytes) -> None:
         """Send now what the kernel takes and keep the rest. Raises ClientDisconnected."""
-        if self.backlog is not None:
-            self.backlog.append(data)
+        backlog = self.backlog
+        if backlog is not None:
+            with backlog.lock:
+                backlog.append(data)
             return
         size = len(data)
         try:
@@ -188,7 +197,7 @@ class Connection:
             self.backlog.append(memoryview(data)[sent:])
 
     def pending(self) -> int:
-        """Bytes that the kernel has refused so far."""
+        """Bytes that wait to be sent."""
         return 0 if self.backlog is None else self.backlog.size
 
     def flush(self) -> bool:
@@ -201,7 +210,8 @@ class Connection:
             return True
         before = backlog.size
         try:
-            backlog.send(self.sock)
+            with backlog.lock:
+                backlog.send(self.sock)
         except BlockingIOError:
             pass
         except OSError as error:
@@ -212,6 +222,18 @@ class Connection:
             return False
         self.backlog = None
         return True
+
+    def cork(self) -> None:
+        """Let what is written wait for more, until `flush`: it leaves in one send."""
+        if self.backlog is None:
+            self.backlog = Backlog(corked=True)
+
+    def push(self) -> None:
+        """Send what is corked, which is not to wait any longer; from any thread."""
+        backlog = self.backlog
+        if backlog is not None and backlog.corked:
+            with contextlib.suppress(OSError), backlog.lock:  # the owner will hear of an error
+                backlog.send(self.sock)
 
     def send_file(self, file: BinaryIO, offset: int, count: int) -> None:
         """Send part of a plain file with sendfile(2) as the socket takes it.

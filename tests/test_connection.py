@@ -673,3 +673,77 @@ def test_an_idle_connection_holds_nothing_but_its_ten_slots(conn):
     assert (conn.backlog, conn.incoming, conn.peer) == (None, None, None)
     assert conn.interest == READ
     assert conn.owned is False
+
+
+
+class TestCork:
+    def test_what_is_corked_leaves_in_one_send(self):
+        sock: Any = ScriptedSocket()
+        conn = connected(sock)
+        conn.cork()
+        conn.write(b"one ")
+        conn.write(b"two")
+        assert (sock.offered, conn.pending()) == ([], 7)
+        assert conn.flush()
+        assert sock.offered == [7]
+        assert conn.backlog is None
+
+    def test_a_push_leaves_the_cork_in(self):
+        sock: Any = ScriptedSocket()
+        conn = connected(sock)
+        conn.cork()
+        conn.write(b"one ")
+        conn.push()
+        assert (sock.offered, conn.pending()) == ([4], 0)
+        conn.write(b"two")
+        assert sock.offered == [4]
+        assert conn.flush()
+        assert sock.offered == [4, 3]
+
+    def test_a_backlog_that_the_kernel_refused_is_neither_corked_nor_pushed(self):
+        sock: Any = ScriptedSocket(1)
+        conn = connected(sock)
+        conn.write(b"one")
+        backlog = conn.backlog
+        conn.cork()
+        conn.push()
+        assert conn.backlog is backlog
+        assert len(sock.offered) == 1
+
+    def test_without_a_backlog_there_is_nothing_to_push(self):
+        sock: Any = ScriptedSocket()
+        connected(sock).push()
+        assert sock.offered == []
+
+    def test_the_owner_hears_of_an_error_and_the_one_who_pushes_does_not(self, conn):
+        conn.cork()
+        conn.write(b"one")
+        conn.cut()
+        conn.push()
+        with pytest.raises(ClientDisconnected):
+            conn.flush()
+
+    def test_two_threads_do_not_send_at_once(self):
+        """Whoever appends waits for the one who sends: what is sent does not grow meanwhile."""
+        conn, order = connected(ScriptedSocket()), []
+
+        class Slow:
+            def send(self, data: bytes) -> int:
+                writer.start()
+                assert conn.backlog is not None
+                assert conn.backlog.lock.locked()
+                order.append("sent")
+                return len(data)
+
+        def write() -> None:
+            conn.write(b"two")
+            order.append("written")
+
+        writer = threading.Thread(target=write)
+        conn.cork()
+        conn.write(b"one")
+        conn.sock = Slow()  # type: ignore[assignment]
+        conn.push()
+        writer.join(20)
+        assert order == ["sent", "written"]
+        assert conn.pending() == 3
