@@ -43,6 +43,7 @@ __all__ = [
     "HZ",
     "IMPATIENCE",
     "LINKS",
+    "LOOKING",
     "METHODS",
     "METRICS",
     "NOT_TRACED",
@@ -57,6 +58,7 @@ __all__ = [
     "Query",
     "Stack",
     "check_bind",
+    "check_gil",
     "check_local",
     "check_site",
     "collapsed",
@@ -66,6 +68,7 @@ __all__ = [
     "doing",
     "frames_of",
     "groups",
+    "has_gil",
     "heading",
     "heap_page",
     "heap_switch",
@@ -79,6 +82,7 @@ __all__ = [
     "queue",
     "sample",
     "server_metrics",
+    "snapshot",
     "survey",
     "threads_page",
     "title",
@@ -95,6 +99,37 @@ def frames_of(frame: FrameType | None) -> list[FrameType]:
         frames.append(frame)
         frame = frame.f_back
     return frames
+
+
+LOOKING = threading.Lock()  # the garbage collector is kept still by one observer at a time
+
+
+def has_gil() -> bool:
+    """Whether this interpreter has the GIL, without which frames cannot be read safely."""
+    return not hasattr(sys, "_is_gil_enabled") or sys._is_gil_enabled()
+
+
+def check_gil() -> None:
+    """ProtocolError (501) on an interpreter without the GIL."""
+    if not has_gil():
+        raise ProtocolError(HTTPStatus.NOT_IMPLEMENTED, "frames cannot be read without the GIL")
+
+
+def snapshot() -> dict[int, FrameType]:
+    """The innermost frame of each thread, by its number. Empty without the GIL.
+
+    Not while the garbage collector runs: the two together can deadlock (CPython issue 106883).
+    """
+    if not has_gil():
+        return {}
+    with LOOKING:
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            return sys._current_frames()
+        finally:
+            if enabled:
+                gc.enable()
 
 
 class Doing(NamedTuple):
@@ -134,7 +169,7 @@ EXPLAINED = {
 def survey() -> list[tuple[threading.Thread, list[FrameType], Doing]]:
     """Every thread with its frames, the innermost first, and what it does. Takes no lock of the
     server's."""
-    frames = sys._current_frames()
+    frames = snapshot()
     found = []
     for thread in threading.enumerate():
         stack = frames_of(frames.get(thread.ident or 0))
@@ -160,6 +195,7 @@ def heading(does: Doing, now: float) -> str:
 
 def threads_page() -> str:
     """The stacks of all threads; those in a call come first, the longest of them at the top."""
+    check_gil()
     now = time.monotonic()
     found = survey()
     found.sort(key=lambda each: now if each[2].conn is None else each[2].conn.since)
@@ -332,7 +368,7 @@ def look(found: Counter[Stack], waiting: bool = False) -> None:
     """Count the stack of each thread but this one; those that wait for work only on demand."""
     me = threading.get_ident()
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-    for ident, frame in sys._current_frames().items():
+    for ident, frame in snapshot().items():
         codes = tuple(each.f_code for each in frames_of(frame))
         if ident != me and (waiting or not WAITING.intersection(codes[:2])):
             found[names.get(ident, "?"), codes[::-1]] += 1
@@ -529,6 +565,7 @@ class DebugApp:
 
     def profile(self, query: Query) -> Page:
         """Where the time goes in the next `seconds`, as a tree or as collapsed stacks."""
+        check_gil()
         seconds = number(query, "seconds", 5, 60)
         form = query.get("format", "html")
         if form not in ("html", "collapsed"):

@@ -226,6 +226,45 @@ def test_a_thread_that_has_ended_is_left_out(monkeypatch):
     assert survey() == []
 
 
+def test_the_collector_does_not_run_while_frames_are_taken(monkeypatch):
+    seen = []
+    real = sys._current_frames
+    monkeypatch.setattr(sys, "_current_frames", lambda: seen.append(gc.isenabled()) or real())
+    assert threading.get_ident() in debug.snapshot()
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        debug.snapshot()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+    monkeypatch.setattr(sys, "_current_frames", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        debug.snapshot()
+    assert gc.isenabled()
+    assert seen == [False, False]
+
+
+def test_two_observers_do_not_switch_the_collector_on_for_each_other(monkeypatch):
+    taken = []
+    monkeypatch.setattr(sys, "_current_frames", lambda: taken.append(debug.LOOKING.locked()) or {})
+    debug.snapshot()
+    assert taken == [True]
+    assert not debug.LOOKING.locked()
+
+
+@pytest.mark.parametrize("gil", [True, False])
+def test_without_the_gil_no_frame_is_touched(idle_app, monkeypatch, gil):
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: gil, raising=False)
+    if not gil:
+        monkeypatch.setattr(sys, "_current_frames", lambda: pytest.fail("touched"))
+    status = 200 if gil else 501
+    assert ask(idle_app, "/debug/threads")[0] == status
+    assert ask(idle_app, "/debug/profile?seconds=0&format=collapsed")[0] == status
+    for path in ("connections", "vars", "metrics"):
+        assert ask(idle_app, f"/debug/{path}")[0] == 200
+
+
 # ---------------------------------------------------------------- connections
 
 
@@ -234,8 +273,8 @@ def test_connections_shows_the_slow_client_first(site):
         for path in (b"/a", b"/b", b"/big", b"/c"):
             stack.enter_context(client(served, path))
         server = served.server
-        wait_until(lambda: len(connections(server)) == 4)
-        wait_until(lambda: any(debug.unsent(conn) for conn in connections(server)))
+        wait_until(lambda: sorted(conn.state.name for conn in connections(server))
+                   == ["FLUSHING", "IDLE", "IDLE", "IDLE"])  # fmt: skip
         text = debug.connections_page(server, {"limit": "2"})
         assert text.startswith("4 connections, 2 shown\n\nclient ")
         row = text.splitlines()[3].split()
