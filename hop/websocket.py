@@ -595,7 +595,7 @@ class WebSocket:
 
 
 FAREWELL = 10.0  # seconds that a client has for its part of the closing
-LINGER = 2.0  # seconds in which a client that broke the rules may learn which
+LINGER = 0.5  # seconds in which a client that broke the rules may learn which
 
 FAILED = 1011  # the application raised an exception
 
