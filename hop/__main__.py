@@ -76,6 +76,7 @@ SERVER: Options = {
     "pollers": (_count, "event loops in a process; more than one only for free-threaded Python"),
     "processes": (_count, "processes that share the listeners"),
     "max_threads": (_count, "handlers that may block at the same time"),
+    "max_hijacked": (_size, "connections that left HTTP for a thread of their own"),
     "max_connections": (_count, "connections at the same time (what the descriptor limit allows)"),
     "buffer_size": (_count, "the most that one read takes from a socket"),
     "max_unsent": (_count, "what may wait for a slow client before its handler is paused"),

@@ -34,6 +34,7 @@ __all__ = [
     "Framing",
     "Loop",
     "ResponseWriter",
+    "Successor",
     "Transport",
     "base_environ",
     "build_environ",
@@ -48,6 +49,21 @@ class Loop(Protocol):
 
     def wait_writable(self, conn: Any) -> None:
         """Block the calling thread until the client has taken what waits for it."""
+
+
+class Successor(Protocol):
+    """What an application puts in the place of HTTP on its connection.
+
+    `silent`: it speaks for itself, so that nothing of the response is sent.
+    """
+
+    silent: bool
+
+    def failed(self) -> "Successor | None":
+        """There is no answer to follow on. Who has the connection now; None: HTTP keeps it."""
+
+    def succeed(self, whole: bool) -> None:
+        """The application is done: take the connection, whose answer has gone out if `whole`."""
 
 
 class Transport(Client, Protocol):
@@ -269,12 +285,13 @@ class ResponseWriter:
     `environ["hop.response"]`. `keep_alive` says whether the connection may serve another request
     afterwards; a response that cannot be framed or finished clears it. `size` counts the body's
     bytes. `trailers`, pairs of strings set before the body ends, go behind a chunked body and
-    nowhere else (RFC 9110, section 6.5). `deadline` is a monotonic time, or None.
+    nowhere else (RFC 9110, section 6.5). `deadline` is a monotonic time, or None. `successor` is
+    who has the connection when it leaves HTTP behind this response.
     """
 
     __slots__ = (
         "_bodiless", "_chunked", "_common", "_left", "_length", "_lines", "_request",
-        "conn", "deadline", "keep_alive", "sent", "size", "status", "trailers",
+        "conn", "deadline", "keep_alive", "sent", "size", "status", "successor", "trailers",
     )  # fmt: skip
 
     def __init__(
@@ -289,6 +306,11 @@ class ResponseWriter:
         self.sent = False  # whether the head has gone out
         self.size = 0
         self.trailers: list[tuple[str, str]] | None = None
+        self.successor: Successor | None = None
+
+    def silent(self) -> bool:
+        """Whether nothing of this response is sent, because the connection was hijacked."""
+        return self.successor is not None and self.successor.silent
 
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None
@@ -305,6 +327,8 @@ class ResponseWriter:
             finally:
                 exc_info = None
         elif self.status:
+            if self.silent():  # a framework cannot help calling it
+                return self.write
             raise RuntimeError("start_response was called twice")
         self.status = ""
         self._length: int | None = None
@@ -367,7 +391,8 @@ class ResponseWriter:
         """The whole head. After it nothing about the response can change."""
         if not self.status:
             raise RuntimeError("the application did not call start_response")
-        framing, lines = self._decide(size), self._lines
+        framing = self._decide(size) if self.successor is None else self._leave()
+        lines = self._lines
         if self._length is not None:
             lines.append(b"Content-Length: %d\r\n" % self._length)
         elif framing is CHUNKED:
@@ -407,6 +432,8 @@ class ResponseWriter:
         if not isinstance(data, bytes):
             raise TypeError(f"a body is made of bytes, not {type(data).__name__}")
         if data:
+            if self.successor is not None and self.silent():
+                raise RuntimeError("the connection was hijacked: write to its socket")
             self._put(b"" if self.sent else self._head(None), data)
             conn = self.conn
             if conn.backlog is not None and conn.pending() > conn.loop.max_unsent:
@@ -417,6 +444,9 @@ class ResponseWriter:
         whole = type(result) is list or type(result) is tuple
         if whole and not (self.sent or self.trailers):
             self._send_whole(b"".join(result))
+        elif self.successor is not None:
+            if not self.silent():
+                self._send_pieces(result)
         elif type(result) is FileWrapper and not self.sent and (extent := result.extent()):
             self._send_file(result.file, *extent)
         else:
@@ -476,6 +506,8 @@ class ResponseWriter:
         Where only the end of the connection ends the body, that end is made a reset: else the
         client would take the part for the whole.
         """
+        if self.successor is not None:
+            self.successor = self.successor.failed()
         if self.sent:
             self.keep_alive = False
             if self._left is None and not self._chunked:
@@ -484,6 +516,31 @@ class ResponseWriter:
         self.status, self.trailers = "", None
         self.start_response("500 Internal Server Error", [("Content-Type", "text/plain")])
         self.send([b"Internal Server Error\n"])
+
+    def pass_to(self, successor: Successor) -> None:
+        """Let `successor` have the connection. RuntimeError when that cannot be any more."""
+        if self.successor is not None:
+            raise RuntimeError("the connection has been taken over already")
+        if self.sent:
+            raise RuntimeError("too late to take the connection over: the head has gone out")
+        self.successor = successor
+        self.keep_alive = False
+        if successor.silent:
+            self.status = self.status or "101 Switching Protocols"
+            self.sent = True
+            self._left = 0
+
+    def _leave(self) -> Framing:
+        """Who has the connection next ends the answer by ending the connection.
+
+        Where there may be no body, in the answer to HEAD for instance, nobody has it next.
+        """
+        framing = self._decide(None)
+        if framing is NONE and not self.status.startswith("101"):
+            self.successor = self.successor and self.successor.failed()
+            return framing
+        self._left, self._chunked = None, False
+        return CLOSE
 
 
 # Fields that belong to the connection, which is the server's (PEP 3333; RFC 9110, section 7.6.1).

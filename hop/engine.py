@@ -24,13 +24,16 @@ __all__ = [
     "CLOSING",
     "FLUSHING",
     "HEAD",
+    "HIJACKED",
     "IDLE",
     "LATE",
     "LINGERING",
     "PAUSED",
     "REFUSING",
     "TRANSITIONS",
+    "UPGRADED",
     "Application",
+    "Bridge",
     "ConnectionState",
     "Engine",
     "Loop",
@@ -54,10 +57,13 @@ class ConnectionState(IntEnum):
     CLOSING = 6  # the same, and it is the last answer
     REFUSING = 7  # the same, and it is a refusal
     LINGERING = 8  # the answer is out; what the client still sends is thrown away
-    CLOSED = 9  # nothing more will happen
+    UPGRADED = 9  # it has left HTTP and stays with the poller
+    HIJACKED = 10  # it has left HTTP for a thread of its own
+    CLOSED = 11  # nothing more will happen
 
 
-IDLE, HEAD, BODY, PAUSED, CALL, FLUSHING, CLOSING, REFUSING, LINGERING, CLOSED = ConnectionState
+(IDLE, HEAD, BODY, PAUSED, CALL, FLUSHING, CLOSING, REFUSING, LINGERING, UPGRADED, HIJACKED,
+ CLOSED) = ConnectionState  # fmt: skip
 
 TRANSITIONS: dict[ConnectionState, dict[str, ConnectionState]] = {
     IDLE: {
@@ -66,11 +72,16 @@ TRANSITIONS: dict[ConnectionState, dict[str, ConnectionState]] = {
     HEAD: {"head": BODY, "request": CALL, "refused": REFUSING, "end": CLOSED},
     BODY: {"request": CALL, "no room": PAUSED, "refused": REFUSING, "end": CLOSED},
     PAUSED: {"room": BODY, "refused": REFUSING, "end": CLOSED},
-    CALL: {"answered": IDLE, "client is slow": FLUSHING, "last": CLOSING, "end": CLOSED},
+    CALL: {
+        "answered": IDLE, "client is slow": FLUSHING, "last": CLOSING, "end": CLOSED,
+        "upgraded": UPGRADED, "hijacked": HIJACKED,
+    },
     FLUSHING: {"flushed": IDLE, "end": CLOSED},
     CLOSING: {"flushed": LINGERING, "end": CLOSED},
     REFUSING: {"flushed": LINGERING, "end": CLOSED},
     LINGERING: {"end": CLOSED},
+    UPGRADED: {"last": CLOSING, "end": CLOSED},
+    HIJACKED: {"end": CLOSED},
     CLOSED: {},
 }  # fmt: skip
 
@@ -108,6 +119,13 @@ class Transport(adaptor.Transport, Protocol):
 
     def hang_up(self) -> None:
         """Send nothing more, but read on."""
+
+
+class Bridge(Protocol):
+    """The way out of HTTP, which a later chapter builds."""
+
+    def offer(self, environ: dict[str, Any], response: ResponseWriter) -> None:
+        """Put into environ what an application may leave HTTP with."""
 
 
 class PartialHead:
@@ -190,6 +208,7 @@ class Engine:
         self.request_timeout = request_timeout
         self.max_drain_size = max_drain_size
         self.max_pipelined = max_pipelined
+        self.bridge: Bridge | None = None
         self.date = DateField()
         self._access = access_log.isEnabledFor(logging.INFO)
 
@@ -240,8 +259,9 @@ class Engine:
                     result.close()
         except ClientDisconnected:
             raise
-        except BaseException:
-            error_log.exception("%s %s", head.method, head.target)
+        except BaseException as error:
+            if not (response.silent() and isinstance(error, ConnectionError | StopIteration)):
+                error_log.exception("%s %s", head.method, head.target)
             if not whole:
                 whole = not response.sent
                 response.fail()
@@ -255,6 +275,8 @@ class Engine:
         deadline = None if self.request_timeout is None else loop.now + self.request_timeout
         response = ResponseWriter(conn, head, self.date.lines(loop.now), deadline)
         environ = build_environ(conn.base, head, body, response)
+        if self.bridge is not None:
+            self.bridge.offer(environ, response)
         loop.begin(conn, response)
         try:
             whole = self._call(head, environ, response)
@@ -266,12 +288,14 @@ class Engine:
         conn.since = loop.now
         if self._access:
             self._log(head, response)
-        if not whole:
-            conn.state = CLOSED
-        elif response.keep_alive:
+        if whole and response.keep_alive:
             conn.state = IDLE if conn.backlog is None else FLUSHING
-        else:
+        elif response.successor is not None:
+            response.successor.succeed(whole)
+        elif whole:
             self._close(conn, "last")
+        else:
+            conn.state = CLOSED
 
     def flushed(self, conn: Transport) -> None:
         """All output has left. Behind the last of it, what the client still sends is read away."""
@@ -286,6 +310,14 @@ class Engine:
         self._move(conn, event)
         if conn.backlog is None:
             self.flushed(conn)
+
+    def pass_on(self, conn: Transport, event: str, to: object = None) -> None:
+        """A connection leaves HTTP, and `to` has it; or it has left, and comes to its end."""
+        if event == "last":
+            self._close(conn, event)
+        else:
+            conn.incoming = to
+            self._move(conn, event)
 
     def _requests(self, conn: Transport, data: bytes) -> None:
         """Answer the whole requests in `data` and keep what is left."""
@@ -311,8 +343,13 @@ class Engine:
                 return
             else:
                 body = io.BytesIO()
+            if position == size:
+                conn.incoming = None
+                self._respond(conn, head, body)
+                return
+            conn.incoming = memoryview(data)[position:]  # in case HTTP ends here
             self._respond(conn, head, body)
-            if position == size or conn.state not in (IDLE, FLUSHING):
+            if conn.state not in (IDLE, FLUSHING):
                 return
             if conn.state == FLUSHING:
                 break

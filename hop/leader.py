@@ -24,7 +24,8 @@ __all__ = ["Follower", "InlineLoop", "LeaderFollowers", "Monitor"]
 
 error_log = logging.getLogger("hop.error")
 
-IDLE, HEAD, BODY, PAUSED, CALL, FLUSHING, CLOSING, REFUSING, LINGERING, CLOSED = ConnectionState
+(IDLE, HEAD, BODY, PAUSED, CALL, FLUSHING, CLOSING, REFUSING, LINGERING, UPGRADED, HIJACKED,
+ CLOSED) = ConnectionState  # fmt: skip
 
 # What the poller watches a connection for, in each state.
 INTEREST = {
@@ -37,6 +38,8 @@ INTEREST = {
     CLOSING: WRITE,
     REFUSING: WRITE,
     LINGERING: READ,
+    UPGRADED: READ,  # and WRITE, while something waits to be sent
+    HIJACKED: 0,
     CLOSED: 0,
 }
 
@@ -107,12 +110,15 @@ class InlineLoop:
         """Let the poller watch for what the connection's state waits for."""
         if conn.owned or conn.sock.fileno() < 0:
             return
+        if conn.state is UPGRADED:
+            conn.incoming.settle()
         if conn.state == CLOSED:
             self._forget(conn)
             return
         if conn.state == IDLE and (conn.incoming is not None or self.draining):
             self._again.append(conn)
-        self._watch(conn, INTEREST[conn.state])
+        room = WRITE if conn.state is UPGRADED and conn.backlog is not None else 0
+        self._watch(conn, INTEREST[conn.state] | room)
 
     def _forget(self, conn: Connection) -> None:
         """Out of the poller and the table; closed when the batch is over."""
@@ -132,6 +138,8 @@ class InlineLoop:
             self.engine.resume(conn)
         elif conn.state in (IDLE, HEAD, BODY, LINGERING):
             self._read(conn)
+        elif conn.state is UPGRADED:
+            conn.incoming.ready()
         elif conn.state is not CLOSED and conn.flush():
             self.engine.flushed(conn)
 
@@ -172,7 +180,7 @@ class InlineLoop:
         """Whether its turn must wait: another thread owns it, or none is left for its call."""
         if conn.owned:
             self._silence(conn)
-        elif conn.state < FLUSHING:
+        elif conn.state < FLUSHING or conn.state is UPGRADED:
             self._park(conn)
         else:
             return False
@@ -180,9 +188,18 @@ class InlineLoop:
 
     def _silence(self, conn: Connection) -> None:
         """Another thread owns it: watch it no more, unless it came back at this moment."""
-        self._watch(conn, 0)
+        self._hush(conn)
         if not conn.owned:
             self._settle(conn)
+
+    def _hush(self, conn: Connection) -> None:
+        """Read nothing from it. What waits on an upgraded connection is sent all the same."""
+        waits = conn.state is UPGRADED and not conn.incoming.flush()
+        self._watch(conn, WRITE if waits else 0)
+
+    def again(self, conn: Connection) -> None:
+        """Serve `conn` in the next batch, whether or not the poller reports it."""
+        self._again.append(conn)
 
     def serve(self) -> Connection | None:
         """Serve until the end (None), or until the lead is lost over the returned connection."""
@@ -270,6 +287,8 @@ class InlineLoop:
         if conn.owned:  # asked first: what the owner changes meanwhile is not ours to judge
             if conn.state == CALL and self._late(conn):
                 conn.cut()
+        elif conn.state is UPGRADED:
+            conn.incoming.look(self.now)
         elif (conn.interest or conn.state == PAUSED) and self._late(conn):
             self.engine.expired(conn)
             self._settle(conn)
@@ -282,8 +301,9 @@ class InlineLoop:
 
     def _park(self, conn: Connection) -> None:
         """No thread is left for a call: what the client sends waits in the kernel."""
-        self._watch(conn, 0)
-        self._parked.append(conn)
+        if conn.interest != WRITE:  # otherwise it is parked already, and there is room to send
+            self._parked.append(conn)
+        self._hush(conn)
         if not self.full:
             self.post(self._unpark)
 
@@ -321,9 +341,23 @@ class InlineLoop:
                 pass
             acceptor.close()
         self.acceptors.clear()
-        self._again += [c for c in self.connections.values() if c.state == IDLE and not c.owned]
+        for conn in self.connections.values():
+            if conn.state is UPGRADED or conn.state is HIJACKED:
+                conn.incoming.drain()
+            elif conn.state == IDLE and not conn.owned:
+                self._again.append(conn)
 
     def _stop(self, _: object = None) -> None:
+        self._say_goodbye()
+        self._cut_off()
+        self._say_goodbye()  # to those that came back meanwhile
+
+    def _say_goodbye(self) -> None:
+        for conn in list(self.connections.values()):
+            if conn.state is UPGRADED and not conn.owned and conn.incoming is not None:
+                conn.incoming.conclude()
+
+    def _cut_off(self) -> None:
         for acceptor in self.acceptors.values():
             acceptor.close()
         self.poller.close()
@@ -335,6 +369,13 @@ class InlineLoop:
                     conn.reset()
                 conn.close()
         self.stopped.set()
+
+    def excuse(self, conn: Connection) -> bool:
+        """The call may take for ever; False when nobody else could serve meanwhile."""
+        return True
+
+    def welcome_back(self, conn: Connection) -> None:
+        """An excused call is over after all."""
 
 
 BREATH = 0.05  # seconds after an error in the loop
@@ -498,17 +539,37 @@ class LeaderFollowers(InlineLoop):
         """The former leader has finished: the connection returns, the thread follows."""
         at_rest = conn.state == IDLE and conn.incoming is None
         with self._lock:
-            if self.stopped.is_set():
-                conn.close()
-                return
-            self._busy -= 1
-            self.full = False
-            self._followers.append(me)
-            conn.owned = False  # from here on it is the leader's
+            over = self.stopped.is_set()
+            if not over:
+                self._busy -= 1
+                self.full = False
+                self._followers.append(me)
+                conn.owned = False  # from here on it is the leader's
+        if over:
+            if conn.state is UPGRADED:
+                conn.incoming.conclude()
+            conn.close()
+            return
         if not at_rest or conn.interest != READ:
             self.post(self._settle, conn)
         if self._parked:
             self.post(self._unpark)
+
+    def excuse(self, conn: Connection) -> bool:
+        call = self.calls.pop(conn, None)
+        if call is not None and not self._hand_over(conn):
+            self.calls[conn] = call
+            return False
+        with self._lock:
+            self._busy -= 1
+            self.full = False
+        if self._parked:
+            self.post(self._unpark)
+        return True
+
+    def welcome_back(self, conn: Connection) -> None:
+        with self._lock:
+            self._busy += 1
 
     def stuck(self) -> list[threading.Thread]:
         """The threads that are inside a handler at this moment."""
@@ -516,9 +577,9 @@ class LeaderFollowers(InlineLoop):
             idle = [*self._followers] if self.calls else [*self._followers, self.leader]
             return [each.thread for each in self._everyone if each not in idle]
 
-    def _stop(self, _: object = None) -> None:
+    def _cut_off(self) -> None:
         with self._lock:
-            super()._stop()
+            super()._cut_off()
             for follower in self._followers:
                 follower.baton.release()
             self._followers.clear()

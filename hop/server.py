@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from hop.adaptor import ErrorStream, base_environ
 from hop.engine import ConnectionState, Engine
+from hop.hijack import Bridge
 from hop.leader import LeaderFollowers, Monitor
 from hop.listener import ListenConfig, close_listener, describe, open_listener, open_sibling
 from hop.poller import Acceptor, Poller, default_poller
@@ -50,6 +51,8 @@ def _timeouts(
         ConnectionState.CLOSING: output,
         ConnectionState.REFUSING: output,
         ConnectionState.LINGERING: linger,
+        ConnectionState.UPGRADED: None,  # it has deadlines of its own
+        ConnectionState.HIJACKED: None,
         ConnectionState.CLOSED: None,
     }
 
@@ -71,8 +74,9 @@ class Server:
     more for each KiB; `write_timeout`: a client that takes nothing of its answer;
     `linger_timeout`: one that was refused and does not close; `shutdown_timeout`: what is in
     flight when a signal ends the server. `max_unsent` is what one connection may keep of its
-    answer before the application is paused. `max_connections` is by default what the descriptor
-    limit allows; beyond it clients wait in the kernel's backlog.
+    answer before the application is paused. `max_hijacked` threads may be lent for good to
+    connections that left HTTP, beyond `max_threads`. `max_connections` is by default what the
+    descriptor limit allows; beyond it clients wait in the kernel's backlog.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class Server:
         pollers: int = 1,
         processes: int = 1,
         max_threads: int = 64,
+        max_hijacked: int = 1000,
         max_connections: int | None = None,
         buffer_size: int = 1 << 16,
         max_unsent: int = 1 << 20,
@@ -93,7 +98,7 @@ class Server:
         shutdown_timeout: float | None = 30.0,
         listen: ListenConfig | None = None,
     ) -> None:
-        self.engine = engine
+        self.engine, engine.bridge = engine, Bridge(max_hijacked)
         self.pollers, self.processes, self.max_threads = pollers, processes, max_threads
         self.max_connections = _room() if max_connections is None else max_connections
         self.buffer_size, self.max_unsent = buffer_size, max_unsent

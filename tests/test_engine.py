@@ -11,7 +11,7 @@ from hop.storage import Storage
 from tests.drive import Watched
 from tests.fakes import STEPS, FakeConnection, FakeLoop
 
-IDLE, HEAD, BODY, PAUSED, CALL, FLUSHING, CLOSING, REFUSING, LINGERING, CLOSED = ConnectionState
+IDLE, HEAD, BODY, PAUSED, CALL, FLUSHING, CLOSING, REFUSING, LINGERING, *_, CLOSED = ConnectionState
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 OLD = b"GET / HTTP/1.0\r\n\r\n"
@@ -124,7 +124,42 @@ def refused_while_paused(engine, conn):
 
 
 POST = length(b"abcd")
+class Takes:
+    """A bridge over which every connection leaves, and a successor that does what it is told."""
+
+    silent = False
+
+    def __init__(self, *events):
+        self.events, self.seen = events, []
+
+    def offer(self, environ, response):
+        self.conn = response.conn
+        response.pass_to(self)
+
+    def failed(self):
+        return None
+
+    def succeed(self, whole):
+        self.seen.append((whole, bytes(self.conn.incoming or b"")))
+        for event in self.events:
+            self.engine.pass_on(self.conn, event, self)
+
+
+def leaving(*events):
+    """A story: the connection leaves HTTP, and takes these steps."""
+
+    def story(engine, conn):
+        engine.bridge = takes = Takes(*events)
+        takes.engine = engine
+        engine.received(conn, GET)
+
+    return story
+
+
 STORIES = [
+    leaving("upgraded", "last"),
+    leaving("upgraded", "end"),
+    leaving("hijacked", "end"),
     told(GET, b""),  # answered; the end of an idle connection
     told(GET[:5], GET[5:], LAST),  # a head in pieces; the last request
     told(GET[:5], b""),

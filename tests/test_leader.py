@@ -38,7 +38,7 @@ from hop.leader import (
 )
 from hop.poller import READ, WRITE, Acceptor, default_poller
 
-IDLE, HEAD, BODY, PAUSED, CALL, FLUSHING, CLOSING, REFUSING, LINGERING, CLOSED = ConnectionState
+IDLE, HEAD, BODY, PAUSED, CALL, FLUSHING, CLOSING, REFUSING, LINGERING, *_, CLOSED = ConnectionState
 TIMEOUTS = dict.fromkeys(ConnectionState, 30.0)
 BASE = base_environ("test.example", "80", ErrorStream(logging.getLogger("hop.error")))
 
@@ -693,7 +693,8 @@ class TestTheEnd:
         conn.state = FLUSHING
         resets = []
         loop.connections[conn.sock.fileno()] = SimpleNamespace(
-            owned=False, backlog=conn.backlog, close=conn.close, reset=lambda: resets.append(1)
+            owned=False, state=FLUSHING, backlog=conn.backlog, close=conn.close,
+            reset=lambda: resets.append(1),
         )
         loop._stop()
         assert resets == [1]
