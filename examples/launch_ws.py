@@ -31,8 +31,7 @@ def hop(port: int) -> None:
     from examples.ws_workloads import application
     from hop import Engine, Server
 
-    more: dict[str, Any] = {"max_hijacked": MANY}
-    Server(Engine(application), **more).serve(f"{HOST}:{port}")
+    Server(Engine(application), max_hijacked=MANY).serve(f"{HOST}:{port}")
 
 
 def std(port: int) -> None:

@@ -421,14 +421,14 @@ def test_the_loop_ends_when_nothing_can_be_read_any_more():
 # over real sockets
 
 
-SERVED = [("std", STD)]
+SERVED = [("std", STD), *(("hop", style) for style in STYLES)]
 
 
 def address(port, style):
     return f"ws://127.0.0.1:{port}{style}"
 
 
-@pytest.fixture(params=["std"])
+@pytest.fixture(params=SERVERS)
 def port(request):
     with SERVERS[request.param](app.application) as port:
         yield port

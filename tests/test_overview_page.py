@@ -20,7 +20,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
 PATIENCE = 60.0  # seconds for anything that the browser does
 STYLES = ["/ws-wsproto-low", "/ws-wsproto-high", "/ws-websockets-std", "/ws-websockets-event"]
-SERVED = {"std": ["/ws-websockets-std"]}
+SERVED = {"hop": STYLES, "std": ["/ws-websockets-std"]}
 
 pytestmark = [
     pytest.mark.no_poller,
