@@ -5,11 +5,12 @@
   reader    ask for a megabyte, and read a little of it now and then
   writer    announce a megabyte, and send a byte of it now and then
 
-Prints "ready" when all are connected, and goes on until it is killed. Who is thrown out comes
+Prints "ready" when all of them have begun, and goes on until it is killed. Who is thrown out comes
 back.
 """
 
 import contextlib
+import itertools
 import select
 import socket
 import sys
@@ -73,10 +74,15 @@ def moved(kind: str, sock: socket.socket) -> bool:
 
 
 def stall(kind: str, port: int, count: int, announce: Callable[[], None] = ready) -> None:
-    """Hold so many slow clients; a slice of them moves at a time."""
+    """Hold so many slow clients; a slice of them moves at a time.
+
+    They are ready when each has moved once: by then the kernel, which at first asks a full window
+    again and again whether it has room, does so less often (RFC 9293, section 3.8.6.1).
+    """
     clients = [begin(kind, port) for _ in range(count)]
-    announce()
-    while True:
+    for turn in itertools.count():
+        if turn == 1:
+            announce()
         for first in range(SLICES):
             time.sleep(PERIOD / SLICES)
             for number in range(first, count, SLICES):

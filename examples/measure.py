@@ -160,7 +160,7 @@ def measure(server: str, workload: Workload, run: Run) -> Row:
         seen, used, requests = steady_state(served, order, load)
         grown = served.peak() - resident
         share = spread(served.port) if workload.app == "counting" else math.nan
-    each = 1e6 / max(requests, 1)
+    each = 1e6 / requests if requests > 0 else math.nan
     user = used.user * each if used.ticks >= FEW else math.nan
     return Row(
         **vars(seen), workload=workload.name, server=server, connections=connections,

@@ -46,6 +46,7 @@ def by_server(rows: Iterable[dict[str, Any]]) -> dict[str, Rows]:
 def throughput(axes: "Axes", rows: Rows) -> None:
     """Requests a second against CPU per request: on one saturated core, one is the other's
     inverse, and who lies below that line waits for something else."""
+    rows = [row for row in rows if row["cpu"]]
     for number, row in enumerate(sorted(rows, key=lambda row: row["cpu"])):
         axes.scatter(row["cpu"], row["requests_per_second"], s=45, **style(row["server"]))
         axes.annotate(
