@@ -83,7 +83,7 @@ class Counters:
             self.connections: Callable[[], int] = environ.get("std.connections", _open.total)
         else:
             table = response.conn.loop.connections
-            self.connections = lambda: len(table) + _open["ws-websockets-std"]
+            self.connections = table.__len__
 
     def event(self) -> bytes:
         """All counters as one event: memory in bytes, processor time in seconds."""

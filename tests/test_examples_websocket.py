@@ -626,5 +626,10 @@ def test_the_stream_comes_once_and_again(monkeypatch, port):
     assert response.headers["Content-Type"] == "text/event-stream"
     for _ in range(3):
         shown = counters(response.readline() + response.readline())
-        assert shown["connections"] >= 1
+        assert shown["connections"] == 1
+    with connect(address(port, STD)), connect(address(port, STD)):
+        while shown["open"].get(STD[1:], 0) < 2:
+            shown = counters(response.readline() + response.readline())
+        assert shown["connections"] == 3
+        assert shown["threads"] >= 3
     connection.close()
