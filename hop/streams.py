@@ -347,11 +347,11 @@ class EventStream:
     stream when it has ended. `heartbeat` is in seconds, None for none.
     """
 
-    def __init__(
-        self, channel: Channel, last_event_id: str = "", heartbeat: float | None = 15.0
-    ) -> None:
+    __slots__ = ("_heartbeat", "_quiet", "channel", "last_event_id", "on_close")
+
+    def __init__(self, channel: Channel, seen: str = "", heartbeat: float | None = 15.0) -> None:
         self.channel = channel
-        self.last_event_id = last_event_id
+        self.last_event_id = seen
         self.on_close: Callable[[EventStream], object] | None = None
         self._heartbeat = heartbeat or 0.0
         self._quiet = True
