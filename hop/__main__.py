@@ -169,6 +169,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--access-log", action="store_true", help="log every request")
     parser.add_argument(
+        "--debug-addr", type=_checked(_bind), metavar="WHERE",
+        help="a second port, /debug/, to look inside; for this machine only (none)",
+    )  # fmt: skip
+    parser.add_argument(
         "--chdir", default=".", type=_checked(_directory), metavar="DIR",
         help="work there, and look there for MODULE (.)",
     )  # fmt: skip
@@ -230,6 +234,26 @@ def _make_server(app: Application, given: argparse.Namespace) -> Server:
     return Server(engine, listen=ListenConfig(**options(ListenConfig)), **options(Server))
 
 
+def _serve(server: Server, given: argparse.Namespace) -> None:
+    """Serve until a signal comes, with the second port if there is to be one."""
+    looked_into = ""
+
+    def announce(addresses: list[str]) -> None:
+        where = ", ".join(addresses) + looked_into
+        print(f"hop serves {given.app} on {where}", file=sys.stderr, flush=True)
+
+    with contextlib.ExitStack() as stack:
+        if given.debug_addr is not None:
+            from hop.debug import debug_port
+
+            try:
+                url = stack.enter_context(debug_port(server, given.debug_addr))
+            except ValueError as error:
+                raise Misuse(str(error)) from None
+            looked_into = f"; look inside on {url}/debug/"
+        server.serve(*(given.bind or []), announce=announce)
+
+
 SWITCH_INTERVAL = 0.0005  # seconds
 
 
@@ -255,11 +279,10 @@ def main(argv: list[str] | None = None) -> int:
     gc.collect()
     gc.freeze()
 
-    def announce(addresses: list[str]) -> None:
-        print(f"hop serves {given.app} on {', '.join(addresses)}", file=sys.stderr, flush=True)
-
     try:
-        _make_server(app, given).serve(*(given.bind or []), announce=announce)
+        _serve(_make_server(app, given), given)
+    except Misuse as error:
+        parser.error(str(error))
     except OSError as error:
         print(f"hop: cannot serve: {error}", file=sys.stderr)
         return 1

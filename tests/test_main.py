@@ -53,10 +53,10 @@ def refused(capsys, *arguments):
     return lines[0]
 
 
-def run_main(*arguments, during=lambda url: None):
+def run_main(*arguments, during=lambda said: None):
     """Run main here until a helper thread, which has asked for `/`, ends it with SIGTERM.
 
-    The exit status, the page, and what was printed.
+    `during` gets what was printed by then. The exit status, the page, and what was printed.
     """
     said, pages = [], []
     ready = threading.Event()
@@ -75,7 +75,7 @@ def run_main(*arguments, during=lambda url: None):
         url = re.search(r"http://[0-9.:]+", "".join(said))[0]
         try:
             pages.append(urllib.request.urlopen(url, timeout=20).read())
-            during(url)
+            during("".join(said))
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -249,6 +249,36 @@ class TestMain:
             assert main(["tests.apps.plain:app", "--bind", bind]) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("hop: cannot serve: ")
+        assert bind in line
+
+    def test_the_second_port_is_open_while_it_serves(self):
+        seen = []
+
+        def look(said):
+            port = re.search(r"; look inside on http://127.0.0.1:([0-9]+)/debug/", said)[1]
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/debug/threads") as answer:
+                seen.append(answer.read())
+
+        status, pages, _ = run_main("--debug-addr", "127.0.0.1:0", during=look)
+        assert (status, pages) == (0, [b"hello"])
+        assert b"watches the calls" in seen[0]
+
+    @pytest.mark.parametrize(
+        ("options", "text"),
+        [
+            (["--debug-addr", ":6060"], "other machines"),
+            (["--debug-addr", "127.0.0.1:0", "--processes", "2"], "processes=1"),
+            (["--debug-addr", "here"], "expected host:port"),
+        ],
+    )
+    def test_a_second_port_that_cannot_be(self, capsys, options, text):
+        assert text in refused(capsys, "tests.apps.plain:app", *options)
+
+    def test_a_second_port_in_use_is_status_1(self, capsys):
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            bind = f"127.0.0.1:{other.getsockname()[1]}"
+            assert main(["tests.apps.plain:app", "--debug-addr", bind]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
         assert bind in line
 
     def test_as_a_module(self, monkeypatch, capsys):
