@@ -23,24 +23,25 @@ from pathlib import Path
 
 from examples.inprocess import OperationRow, gauge, std_server
 from examples.load_ws import Echoes, masked, unmasked, upgrade
-from examples.peers import HOST, PEERS_PYTHON, ROOT, Served, free_port, stop, wait_until_ready
+from examples.peers import PEERS_PYTHON, ROOT, Served, free_port, stop, wait_until_ready
+from examples.targets import judge
 
 # A name for the tables: how examples/launch_ws.py calls the server, and the path of its echo.
 SERVERS = {
     "bare": ("bare", "/"),
-    "hop, wsproto low": ("hop", "/ws-wsproto-low"),
-    "hop, wsproto high": ("hop", "/ws-wsproto-high"),
-    "hop, websockets event": ("hop", "/ws-websockets-event"),
-    "hop, websockets std": ("hop", "/ws-websockets-std"),
-    "hop.websocket": ("hop", "/websocket"),
+    "hop-wsproto-low": ("hop", "/ws-wsproto-low"),
+    "hop-wsproto-high": ("hop", "/ws-wsproto-high"),
+    "hop-websockets-event": ("hop", "/ws-websockets-event"),
+    "hop-websockets-std": ("hop", "/ws-websockets-std"),
+    "hop-websocket": ("hop", "/websocket"),
     "std": ("std", "/ws-websockets-std"),
     "picows": ("picows", "/"),
     "aiohttp": ("aiohttp", "/"),
     "websockets": ("websockets", "/"),
-    "uvicorn, wsproto": ("uvicorn-wsproto", "/"),
-    "uvicorn, websockets": ("uvicorn-websockets", "/"),
-    "Flask-Sock on werkzeug": ("flask-sock-werkzeug", "/"),
-    "Flask-Sock on gunicorn": ("flask-sock-gunicorn", "/"),
+    "uvicorn-wsproto": ("uvicorn-wsproto", "/"),
+    "uvicorn-websockets": ("uvicorn-websockets", "/"),
+    "flask-sock-werkzeug": ("flask-sock-werkzeug", "/"),
+    "flask-sock-gunicorn": ("flask-sock-gunicorn", "/"),
 }
 OURS = ("bare", "hop", "std")  # kinds that run on the Python that runs the benchmark
 NEEDS = {
@@ -48,7 +49,7 @@ NEEDS = {
     "flask-sock-werkzeug": "flask_sock werkzeug", "flask-sock-gunicorn": "flask_sock gunicorn",
     "picows": "picows uvloop",
 }
-THREADED = ("std", "hop, websockets std", "Flask-Sock on werkzeug", "Flask-Sock on gunicorn")
+THREADED = ("std", "hop-websockets-std", "flask-sock-werkzeug", "flask-sock-gunicorn")
 RESERVE = 64  # descriptors that the processes need for themselves
 MANY_THREADS = 2_000  # connections that a server with a thread for each is asked to hold
 POOLED = 500  # connections that a pool of threads is asked to hold
@@ -281,7 +282,7 @@ class Audience:
 
 
 def broadcast(
-    names: Iterable[str] = ("hop.websocket", "websockets", "aiohttp"), *, receivers: int = 5000,
+    names: Iterable[str] = ("hop-websocket", "websockets", "aiohttp"), *, receivers: int = 5000,
     rounds: int = 10, size: int = 64,
 ) -> list[BroadcastRow]:
     """One message to everybody, `rounds` times after one that does not count."""
@@ -324,12 +325,15 @@ def hop_server(_: object) -> Iterator[int]:
         yield served.port
 
 
-def inprocess(operations: int = 2000, size: int = 64) -> list[OperationRow]:
+def inprocess(
+    names: Iterable[str] = SERVERS, *, operations: int = 2000, size: int = 64
+) -> list[OperationRow]:
     """One client, one server, one process: a message there and back, as an operation."""
     from examples.app import application
 
     rows = []
-    for name, (kind, path) in SERVERS.items():
+    for name in names:
+        kind, path = SERVERS[name]
         if kind not in ("hop", "std"):
             continue
         frame, wanted = masked(b"m" * size), unmasked(b"m" * size)
@@ -362,7 +366,7 @@ def main() -> None:
     if name not in BENCHMARKS or not set(servers) <= set(SERVERS):
         sys.exit(__doc__)
     rows = BENCHMARKS[name](servers) if servers else BENCHMARKS[name]()
-    print(f"{name}\n{table(rows)}", f"host {HOST}", sep="\n")
+    print(f"{name}\n{table(rows)}", *judge(f"ws-{name}", rows), sep="\n")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,10 @@
   memo         how often the memo of header lines is hit
   inprocess    one operation: without a kernel, and over a socket in one process
   parser       hop's parser against h11 and httptools
+  ws-echo      WebSocket messages there and back, in every style and by every peer
+  ws-idle      threads and memory of WebSockets that say nothing
+  ws-broadcast one message to 5,000 receivers
+  ws-inprocess one message there and back, client and server in one process
   all          one after the other; this is what happens without a name
 
 `make peers` installs the other servers into build/peers. Server and load generator have a
@@ -40,7 +44,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from examples import idle, inprocess, measure, memo
+from examples import bench_websocket, idle, inprocess, measure, memo
 from examples.peers import OURS, PEERS_PYTHON, installed
 from examples.report import COLUMNS, differences, machine, show, strict, table
 from examples.table import WORKLOADS
@@ -98,12 +102,21 @@ def run_parser(options: argparse.Namespace) -> Result:
     return list(importlib.import_module("examples.bench_parser").run()), []
 
 
+def run_websocket(name: str, options: argparse.Namespace) -> Result:
+    """Of the servers named those that speak WebSocket; what is not installed is left out."""
+    wanted = [server for server in options.servers if server in bench_websocket.SERVERS]
+    more = {"seconds": options.seconds or 2.0, "rounds": options.rounds} if name == "echo" else {}
+    rows = bench_websocket.BENCHMARKS[name](*[wanted] * bool(wanted), **more)
+    return list(rows), []
+
+
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Result]] = {
     **{name: functools.partial(run_workloads, name) for name in WORKLOADS},
     "idle": run_idle,
     "memo": lambda options: (list(memo.memo()), []),
     "inprocess": lambda options: (list(inprocess.inprocess(options.operations)), []),
     "parser": run_parser,
+    **{f"ws-{name}": functools.partial(run_websocket, name) for name in bench_websocket.BENCHMARKS},
 }
 
 
@@ -119,7 +132,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--allow-missing", action="store_true",
         help="with --check: a target whose peer is not installed counts as met",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there as JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE",
+                        help="write everything there as JSON; other benchmarks in it stay")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw pictures there")
     parser.add_argument("--servers", type=lambda text: tuple(text.split(",")), default=(),
                         help="of each workload's servers these only, for example hop,bare,granian")
@@ -151,6 +165,15 @@ def report(name: str, options: argparse.Namespace) -> tuple[dict[str, Any], list
     return kept, verdicts
 
 
+def keep(everything: dict[str, Any], path: Path) -> None:
+    """Write the file; what it has of benchmarks that were not run now stays."""
+    if path.exists():
+        fresh = {section["benchmark"] for section in everything["benchmarks"]}
+        old = json.loads(path.read_text())["benchmarks"]
+        everything["benchmarks"] += [each for each in old if each["benchmark"] not in fresh]
+    path.write_text(json.dumps(everything, indent=1) + "\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what was asked for; the exit status: 1 when a target was to be met and was not."""
     options = arguments(argv)
@@ -159,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sections = [kept for kept, _ in reports]
     everything = strict({"machine": machine(options.peers_python), "benchmarks": sections})
     if options.json:
-        options.json.write_text(json.dumps(everything, indent=1) + "\n")
+        keep(everything, options.json)
     if options.plots:
         from examples.plots import draw
 

@@ -87,6 +87,17 @@ TARGETS = (
     *[Target("stalled", name, "cpu", "<=", 1.3, over="nobody stalls") for name in STALLED],
     Target("adversary", "ever-new headers", "cpu", "<=", 1.1, "hop-forgetful"),
     Target("adversary", "ever-new headers", "grown", "<=", 2 * MEBIBYTE),
+    *[Target("ws-echo", "echo, 64 bytes", "cpu", "<=", bound, against, server=server)
+      for server, bound, against in (
+          ("hop-wsproto-low", 2.2, "bare"), ("hop-wsproto-high", 0.9, "uvicorn-wsproto"),
+          ("hop-websocket", 1.6, "bare"),
+      )],
+    *[Target("ws-idle", "idle WebSockets", figure, relation, bound, server=server)
+      for server, each in (("hop-wsproto-low", 2_500), ("hop-wsproto-high", 7_000))
+      for figure, relation, bound in (
+          ("connections", ">=", 19_000), ("peak_threads", "<=", 0), ("bytes_each", "<=", each),
+      )],
+    Target("ws-broadcast", "broadcast, 64 bytes", "cpu", "<=", 12.0, server="hop-websocket"),
     Target("processes", "hello", "cpu", "<=", 1.1, "hop", server="hop-twice"),
     Target("processes", "hello", "spread", ">=", 0.5, server="hop-twice"),
 )  # fmt: skip

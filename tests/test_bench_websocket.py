@@ -8,12 +8,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from examples import bench_websocket, load_ws
+from examples import bench_websocket, benchmark, load_ws
 from examples.bare_ws import accept, echo
 from examples.bench_websocket import SERVERS, Audience, available, hold, installed, measure
 from examples.load_ws import Echo, masked, unmasked, upgrade
+from examples.targets import TARGETS, judge, passed
 
 pytestmark = pytest.mark.no_poller
+SPOKEN = ["ws-echo", "ws-idle", "ws-broadcast"]  # benchmarks that are judged
 ACCEPTED = accept(b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n")
 
 
@@ -95,17 +97,17 @@ def test_an_echo_in_pieces_is_an_echo():
     assert (seen.messages, seen.errors) == (1, 0)
 
 
-@pytest.mark.parametrize("name", ["bare", "std"])
+@pytest.mark.parametrize("name", ["bare", "std", "hop-wsproto-low"])
 def test_a_row_for_a_server(name):
     row = measure(name, connections=5, seconds=0.2)
     assert row.server == name
     assert row.messages > 10
     assert row.errors == 0
     assert row.cpu >= row.user >= 0
-    assert row.threads == (1 if name == "bare" else 6)
+    assert row.threads == 6 if name == "std" else row.threads < 6
     idle = hold(name, 20)
     assert idle.connections == idle.wanted == 20
-    assert idle.peak_threads == (0 if name == "bare" else 20)
+    assert idle.peak_threads == (20 if name == "std" else 0)
 
 
 def test_an_audience_hears_what_one_of_it_says(monkeypatch):
@@ -131,11 +133,59 @@ def test_what_is_not_installed_is_left_out(tmp_path):
     assert {SERVERS[name][0] for name in ours} == {"bare", "hop", "std"}
 
 
-def test_messages_in_one_process(monkeypatch):
-    monkeypatch.setattr(bench_websocket, "SERVERS", {"std": SERVERS["std"], "bare": ("bare", "/")})
-    [row] = bench_websocket.inprocess(operations=3)
-    assert row.server == "std"
-    assert row.microseconds > 0
+def test_messages_in_one_process():
+    rows = bench_websocket.inprocess(["bare", "std", "hop-wsproto-low"], operations=3)
+    assert [row.server for row in rows] == ["std", "hop-wsproto-low"]
+    assert all(row.microseconds > 0 for row in rows)
+
+
+def rows_for(name, worse=1.0):
+    """Rows that just meet every target, or are so many times worse; everybody else shows 100."""
+    plain = {
+        "ws-echo": bench_websocket.EchoRow(1000, 0, 1.0, 1.0, 1.0, "", "", 100, 100.0, 50.0, 3),
+        "ws-idle": bench_websocket.IdleRow("", "", 19_900, 19_900, 0, 0.0, 1.0),
+        "ws-broadcast": bench_websocket.BroadcastRow("", "", 5000, 10, 0, 1.0, 1.0),
+    }[name]
+    rows = {}
+    for target in TARGETS:
+        if target.benchmark == name:
+            for server in filter(None, (target.server, target.against)):
+                new = dataclasses.replace(plain, workload=target.workload, server=server)
+                rows.setdefault(server, new)
+            value = target.bound * (100.0 if target.against else 1.0)
+            value = value / worse if target.relation == ">=" else value * worse
+            mine = {target.figure: value}
+            rows[target.server] = dataclasses.replace(rows[target.server], **mine)
+    return list(rows.values())
+
+
+@pytest.mark.parametrize("name", SPOKEN)
+def test_good_figures_meet_every_target_and_a_planted_slowdown_of_two_trips(name):
+    good, bad = judge(name, rows_for(name)), judge(name, rows_for(name, worse=2.0))
+    assert len(good) == len(bad) > 0
+    assert [str(verdict) for verdict in good if not verdict.met] == []
+    missed = {verdict.target.server for verdict in bad if not verdict.met}
+    assert missed == {verdict.target.server for verdict in bad}
+    with_thread = [dataclasses.replace(row, peak_threads=1) for row in rows_for("ws-idle")]
+    assert not passed(judge("ws-idle", with_thread))
+
+
+def test_each_benchmark_can_be_asked_for(monkeypatch):
+    asked = []
+
+    def measured(*names, **more):
+        asked.append((names, more))
+        return []
+
+    for name in bench_websocket.BENCHMARKS:
+        monkeypatch.setitem(bench_websocket.BENCHMARKS, name, measured)
+    for name in ("ws-echo", "ws-idle", "ws-broadcast", "ws-inprocess"):
+        assert benchmark.main([name, "--servers", "bare,granian", "--rounds", "2"]) == 0
+    assert benchmark.main(["ws-idle"]) == 0
+    assert asked == [
+        ((["bare"],), {"seconds": 2.0, "rounds": 2}), ((["bare"],), {}), ((["bare"],), {}),
+        ((["bare"],), {}), ((), {}),
+    ]
 
 
 def test_rows_can_be_shown():
