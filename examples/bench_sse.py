@@ -175,10 +175,41 @@ def ticking(served: Served, count: int, server: str) -> SseRow:
     )
 
 
-def run(count: int | None = None, servers: tuple[str, ...] = ("std", "hop")) -> list[SseRow]:
+def bare(count: int) -> SseRow:
+    """What the kernel alone takes: one thread, so many sockets, a `send` to each, nothing else."""
+    clients: dict[int, socket.socket] = {}
+    ends, spent = [], 0.0
+    try:
+        with socket.create_server((HOST, 0), backlog=64) as listener:
+            for _ in range(count):
+                client = socket.create_connection(listener.getsockname())
+                client.setblocking(False)
+                clients[client.fileno()] = client
+                end = listener.accept()[0]
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                ends.append(end)
+        for number in range(WARM_UP + EVENTS):
+            begun = time.process_time()
+            for end in ends:
+                end.send(PAYLOAD)
+            spent += (time.process_time() - begun) * (number >= WARM_UP)
+            drain(clients)
+    finally:
+        for sock in (*ends, *clients.values()):
+            sock.close()
+    return SseRow(
+        workload="an event to every stream", server="bare", streams=count, events=EVENTS,
+        threads=0, bytes_each=math.nan, cpu=spent / EVENTS / count * 1e6, latency=math.nan,
+    )
+
+
+def run(
+    count: int | None = None, servers: tuple[str, ...] = ("bare", "std", "hop")
+) -> list[SseRow]:
     """One event to all streams, and on hop a timer for each, with a process for each server.
 
-    `std` is given 500 streams unless `count` says otherwise. Raises this process's descriptor
+    `bare` is no server, but what the kernel alone takes. `std` is given 500 streams unless
+    `count` says otherwise. Raises this process's descriptor
     limit as far as it may.
     """
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -187,6 +218,9 @@ def run(count: int | None = None, servers: tuple[str, ...] = ("std", "hop")) -> 
     for server in servers:
         wanted = count or (MANY_THREADS if server == "std" else STREAMS)
         gc.collect()
+        if server == "bare":
+            rows.append(bare(wanted))
+            continue
         with serving(server, "examples.bench_sse:application", nodelay=True) as served:
             rows.append(published(served, wanted, server))
             if server == "hop":

@@ -234,13 +234,15 @@ def test_curl_resumes_the_file(port, tmp_path):
 
 
 def test_the_benchmark_counts_what_it_says():
-    std, hop, timers = bench_sse.run(12)
-    for row in (std, hop):
+    bare, std, hop, timers = bench_sse.run(12)
+    for row in (bare, std, hop):
         assert (row.workload, row.events) == ("an event to every stream", bench_sse.EVENTS)
-        assert row.latency > 0
+    assert (bare.server, std.server, hop.server) == ("bare", "std", "hop")
+    assert std.latency > 0
+    assert hop.latency > 0
     assert (timers.workload, timers.server) == ("a timer for each stream", "hop")
     assert bench_sse.TICKING - 1 <= timers.events <= bench_sse.TICKING + 1
-    for row in (std, hop, timers):
+    for row in (bare, std, hop, timers):
         assert row.streams == 12
         assert row.cpu >= 0
     assert max(hop.threads, timers.threads) <= 2  # followers, not one for each
