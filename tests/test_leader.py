@@ -24,6 +24,7 @@ from hop.leader import (
     FORBEARANCE,
     LONG,
     MANY,
+    NAP,
     QUIET,
     REST,
     SHORT,
@@ -1371,14 +1372,14 @@ class TestEstimate:
 
 
 class FakeBell:
-    """Notes how long it would have slept; does something at each sleep."""
+    """Notes how long it would have slept; does something at each sleep, False: nobody rang."""
 
     def __init__(self, then=lambda: None):
         self.sleeps, self.then, self.rung = [], then, 0
 
     def acquire(self, timeout=None):
         self.sleeps.append(timeout)
-        self.then()
+        return self.then() is not False
 
     def release(self):
         self.rung += 1
@@ -1413,7 +1414,7 @@ class TestMonitor:
         monitor.run(lambda: next(rounds) == QUIET + 1, lambda: True)
         assert bell.sleeps[: DROWSY - 1] == [REST] * (DROWSY - 1)
         assert bell.sleeps[DROWSY - 1 : QUIET - 1] == [LONG] * (QUIET - DROWSY)
-        assert bell.sleeps[QUIET - 1 :] == [None, REST]  # parked; and awake again
+        assert bell.sleeps[QUIET - 1 :] == [NAP, REST]  # parked; and awake again
 
     def test_a_call_keeps_it_awake(self, rehearse, enter):
         group = rehearse()
@@ -1437,9 +1438,11 @@ class TestMonitor:
     def test_a_call_wakes_it(self, rehearse, enter):
         group = rehearse()
         (_, conn), monitor = enter(group), Monitor([group])
-        monitor._bell = bell = FakeBell(then=lambda: group.begin(conn, object()))
+        naps = itertools.count()
+        bell = FakeBell(then=lambda: next(naps) > 0 and group.begin(conn, object()))
+        monitor._bell = bell
         monitor._park()
-        assert bell.sleeps == [None]
+        assert bell.sleeps == [NAP, NAP]  # no sleep is without an end: a signal may have come
         assert bell.rung == 1
         group.begin(conn, object())  # awake: no further ring
         assert bell.rung == 1
