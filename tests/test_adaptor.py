@@ -68,6 +68,9 @@ class Wire:
         self.log.append(("file", offset, count))
         self.write(os.pread(file.fileno(), count, offset))
 
+    def push(self) -> None:
+        """Nothing of this is corked."""
+
     def pending(self) -> int:
         return sum(map(len, self.backlog or ()))
 
@@ -1040,3 +1043,118 @@ def test_a_response_leaves_no_cycle_behind():
         assert alive() is None, "the request went without the collector's help"
     finally:
         gc.enable()
+
+
+class Heir:
+    """Somebody who takes the connection behind a response, or instead of one."""
+
+    def __init__(self, silent: bool) -> None:
+        self.silent = silent
+        self.failures = 0
+
+    def failed(self) -> "Heir | None":
+        self.failures += 1
+        return self if self.silent else None
+
+    def succeed(self, whole: bool) -> None:
+        raise NotImplementedError
+
+
+def leaving(heir: Heir, result: Any = (), status: str = "101 Switching Protocols") -> App:
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        environ["hop.response"].pass_to(heir)
+        return simple(result, status)(environ, start_response)
+
+    return app
+
+
+class TestSuccessor:
+    def test_behind_101_nothing_frames_what_is_sent(self):
+        wire, response = call(leaving(Heir(False), [b"first"]))
+        assert wire.head.startswith(b"HTTP/1.1 101 ")
+        assert wire.fields("Connection") == ["upgrade"]
+        assert wire.fields("Content-Length") == wire.fields("Transfer-Encoding") == []
+        assert wire.body == b"first"
+        assert response.successor
+        assert not response.keep_alive
+
+    @pytest.mark.parametrize("result", [[b"a", b"b"], lambda: iter([b"a", b"b"])])
+    def test_behind_200_the_end_of_the_connection_ends_it(self, result: Any):
+        wire, response = call(leaving(Heir(False), result, "200 OK"))
+        assert wire.fields("Connection") == ["close"]
+        assert wire.fields("Content-Length") == wire.fields("Transfer-Encoding") == []
+        assert wire.body == b"ab"
+        assert response.successor is not None
+
+    def test_a_file_is_sent_in_pieces(self):
+        wire, _ = call(leaving(Heir(False), lambda: FileWrapper(io.BytesIO(b"page")), "200 OK"))
+        assert wire.body == b"page"
+        assert wire.log == []
+
+    @pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
+    def test_nobody_follows_on_an_answer_without_body(self, status: str):
+        heir = Heir(False)
+        wire, response = call(leaving(heir, [b"page"], status))
+        assert (wire.body, response.successor, heir.failures) == (b"", None, 1)
+
+    def test_nor_on_one_to_head(self):
+        heir = Heir(False)
+        wire, response = call(leaving(heir, [], "200 OK"), HEAD)
+        assert (wire.body, response.successor, heir.failures) == (b"", None, 1)
+        assert wire.fields("Connection") == ["close"]
+
+    def test_a_failure_before_the_head_is_an_ordinary_500(self):
+        def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+            environ["hop.response"].pass_to(heir)
+            raise LookupError
+
+        heir = Heir(False)
+        wire, response = call(app)
+        assert wire.head.startswith(b"HTTP/1.1 500 ")
+        assert wire.fields("Content-Length") == ["22"]
+        assert (response.successor, heir.failures) == (None, 1)
+
+    def test_of_a_silent_one_nothing_is_sent(self):
+        file = io.BytesIO(b"x")
+        for result in ([b"page"], lambda: iter([b"page"]), (), lambda: FileWrapper(file)):
+            wire, response = call(leaving(Heir(True), result, "200 OK"))
+            assert wire.sent == b""
+            assert response.successor
+            assert not response.keep_alive
+            assert response.status == "101 Switching Protocols"
+
+    def test_a_status_given_before_stays(self):
+        def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+            start_response("418 Teapot", [])
+            environ["hop.response"].pass_to(Heir(True))
+            return []
+
+        wire, response = call(app)
+        assert wire.sent == b""
+        assert response.status == "418 Teapot"
+
+    def test_a_silent_one_outlives_a_failure(self):
+        def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+            environ["hop.response"].pass_to(heir)
+            raise LookupError
+
+        heir = Heir(True)
+        wire, response = call(app)
+        assert wire.sent == b""
+        assert wire.log == []
+        assert response.successor is heir
+
+    def test_what_cannot_be_meant_is_an_error(self):
+        response = writer()
+        response.pass_to(Heir(True))
+        write = response.start_response("200 OK", [])
+        write(b"")
+        with pytest.raises(RuntimeError, match="write to its socket"):
+            write(b"page")
+        with pytest.raises(RuntimeError, match="taken over already"):
+            response.pass_to(Heir(False))
+        response = writer()
+        response.start_response("200 OK", [])(b"page")
+        with pytest.raises(RuntimeError, match="too late"):
+            response.pass_to(Heir(True))
+        assert response.successor is None

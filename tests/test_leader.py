@@ -1480,3 +1480,137 @@ class TestMonitor:
         clock.now += REST
         assert monitor.look()
         assert conn.owned
+
+
+class Guest:
+    """What stands in `incoming` of a connection that has left HTTP; it notes who calls."""
+
+    def __init__(self, flushes=True):
+        self.heard, self.flushes = [], flushes
+
+    def __getattr__(self, name):
+        def called(*arguments):
+            self.heard.append(name)
+            return self.flushes
+
+        return called
+
+
+class TestBeyondHttp:
+    @pytest.fixture
+    def guest(self, loop, enter):
+        client, conn = enter(loop)
+        conn.state, conn.incoming = ConnectionState.UPGRADED, Guest()
+        return client, conn, conn.incoming
+
+    def test_it_is_served_and_settled(self, loop, guest):
+        _, conn, incoming = guest
+        assert loop._serve(conn)
+        assert incoming.heard == ["ready", "settle"]
+        assert conn.interest == READ
+
+    def test_room_is_watched_for_while_something_waits(self, loop, guest):
+        _, conn, _ = guest
+        conn.cork()
+        loop._settle(conn)
+        assert conn.interest == READ | WRITE
+        conn.backlog = None
+        loop._settle(conn)
+        assert conn.interest == READ
+
+    def test_whoever_asks_is_served_in_the_next_batch(self, loop, guest):
+        _, conn, incoming = guest
+        loop.post(loop.again, conn)
+        loop.poller.wake()
+        loop._between()
+        loop._batch()
+        assert "ready" in incoming.heard
+
+    @pytest.mark.parametrize(("flushes", "interest"), [(True, 0), (False, WRITE)])
+    def test_an_owned_one_is_still_sent_what_waits(self, loop, guest, flushes, interest):
+        _, conn, incoming = guest
+        incoming.flushes = flushes
+        conn.owned = True
+        assert loop._serve(conn)
+        assert (incoming.heard, conn.interest) == (["flush"], interest)
+
+    def test_so_is_a_parked_one_which_is_parked_once(self, loop, guest):
+        _, conn, incoming = guest
+        incoming.flushes = False
+        loop.full = True
+        assert loop._serve(conn)
+        assert loop._serve(conn)
+        assert (incoming.heard, conn.interest) == (["flush", "flush"], WRITE)
+        assert loop._parked == [conn]
+
+    def test_its_deadlines_are_its_own(self, loop, guest):
+        _, conn, incoming = guest
+        loop.now += 10_000
+        loop._look_at(conn)
+        assert incoming.heard == ["look"]
+        assert conn.state == ConnectionState.UPGRADED
+
+    @pytest.mark.parametrize("state", ["UPGRADED", "HIJACKED"])
+    def test_it_hears_of_the_graceful_stop(self, loop, guest, state):
+        _, conn, incoming = guest
+        conn.state = ConnectionState[state]
+        loop._drain(None)
+        assert incoming.heard == ["drain"]
+
+    def test_it_hears_of_the_hard_one_before_and_after(self, loop, guest):
+        _, conn, incoming = guest
+        loop._stop()
+        assert incoming.heard == ["conclude"]
+        assert conn.sock.fileno() < 0
+
+    def test_an_owned_one_hears_it_from_its_owner(self, rehearse, enter):
+        group = rehearse()
+        _, conn = enter(group)
+        conn.state, conn.incoming = ConnectionState.UPGRADED, (incoming := Guest())
+        me = group.leader
+        group._hand_over(conn)
+        group._stop()
+        assert incoming.heard == []
+        group._give_back(conn, me)
+        assert incoming.heard == ["conclude"]
+        assert conn.sock.fileno() < 0
+
+    def test_a_loop_of_one_thread_excuses_everybody(self, loop, enter):
+        _, conn = enter(loop)
+        assert loop.excuse(conn)
+        loop.welcome_back(conn)
+
+    def test_an_excused_thread_passes_the_lead_on_and_is_not_counted(self, rehearse, enter):
+        group = rehearse(max_threads=1)
+        _, conn = enter(group)
+        _, parked = enter(group)
+        me = group.leader
+        group.begin(conn, object())
+        group._parked.append(parked)
+        assert group.excuse(conn)
+        assert (group._busy, group.full, conn.owned) == (0, False, True)
+        assert group.leader is not me
+        assert not group.calls
+        deliver(group)
+        assert group._parked == []
+        group.welcome_back(conn)
+        group._give_back(conn, me)
+        assert (group._busy, conn.owned) == (0, False)
+
+    def test_an_owner_is_excused_as_well(self, rehearse, enter):
+        group = rehearse()
+        _, conn = enter(group)
+        group._hand_over(conn)
+        leader = group.leader
+        assert group.excuse(conn)
+        assert (group._busy, group.leader) == (0, leader)
+
+    def test_nobody_is_excused_where_nobody_could_lead(self, rehearse, enter, monkeypatch):
+        group = rehearse()
+        _, conn = enter(group)
+        call = object()
+        group.begin(conn, call)
+        monkeypatch.setattr(group, "_reserve", lambda: None)
+        assert not group.excuse(conn)
+        assert group.calls == {conn: call}
+        assert not conn.owned
