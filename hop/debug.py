@@ -30,6 +30,7 @@ from urllib.parse import parse_qsl, urlsplit
 from hop.connection import Connection
 from hop.engine import ConnectionState
 from hop.errors import ProtocolError
+from hop.hijack import Channel
 from hop.leader import Follower, InlineLoop, LeaderFollowers, Monitor
 from hop.listener import ListenConfig, TcpBind, UnixBind, parse_bind
 from hop.parser import RequestHead
@@ -38,6 +39,7 @@ from hop.server import Server
 from hop.testing import serve
 
 __all__ = [
+    "CALM",
     "EXPLAINED",
     "HTML",
     "HZ",
@@ -57,6 +59,7 @@ __all__ = [
     "Page",
     "Query",
     "Stack",
+    "call_began",
     "check_bind",
     "check_gil",
     "check_local",
@@ -135,7 +138,8 @@ def snapshot() -> dict[int, FrameType]:
 class Doing(NamedTuple):
     """What a thread does: `what` is call, leader, follower, monitor or other.
 
-    In a call, `conn` is whom it is for, and `request` its method and target.
+    In a call, `conn` is whom it is for, and `request` its method and target; empty when it is a
+    handler of a channel that runs.
     """
 
     what: str
@@ -146,10 +150,12 @@ class Doing(NamedTuple):
 def doing(frames: list[FrameType]) -> Doing:
     """What the thread with these frames, the innermost first, does."""
     for frame in frames:
-        if frame.f_globals.get("__name__") == "hop.engine":
+        if frame.f_globals.get("__name__") in ("hop.engine", "hop.hijack"):
             conn, head = frame.f_locals.get("conn"), frame.f_locals.get("head")
             if isinstance(conn, Connection) and isinstance(head, RequestHead):
                 return Doing("call", conn, f"{head.method} {head.target}")
+            if isinstance(conn, Connection) and frame.f_code is Channel._call.__code__:
+                return Doing("call", conn)
     codes = {frame.f_code for frame in frames}
     if frames[0].f_code is Follower._run.__code__:
         return Doing("follower")
@@ -189,8 +195,17 @@ def heading(does: Doing, now: float) -> str:
     if does.conn is None:
         return EXPLAINED[does.what]
     lead = "has lost the lead" if does.conn.owned else "still leads"
+    if not does.request:
+        return f"in a handler of a channel, client {peer(does.conn)}; {lead}"
+    if does.conn.state is ConnectionState.HIJACKED:
+        lead = "has hijacked the connection"
     seconds = max(0.0, now - does.conn.since)
     return f"in a call for {seconds:.1f} s: {does.request}, client {peer(does.conn)}; {lead}"
+
+
+def call_began(does: Doing, now: float) -> float:
+    """When its call began; `now` for a thread in no call, and where nobody knows."""
+    return does.conn.since if does.conn is not None and does.request else now
 
 
 def threads_page() -> str:
@@ -198,7 +213,7 @@ def threads_page() -> str:
     check_gil()
     now = time.monotonic()
     found = survey()
-    found.sort(key=lambda each: now if each[2].conn is None else each[2].conn.since)
+    found.sort(key=lambda each: call_began(each[2], now))
     parts = []
     for thread, stack, does in found:
         lines = "".join(traceback.format_stack(stack[0]))
@@ -250,6 +265,9 @@ TITLES = (
 )
 
 
+CALM = (ConnectionState.IDLE, ConnectionState.UPGRADED, ConnectionState.HIJACKED)
+
+
 def connections_page(server: Server, query: Query) -> str:
     """A line for each connection, at most `limit`: those first in which something is overdue."""
     limit = int(number(query, "limit", 100, 1000))
@@ -267,7 +285,7 @@ def connections_page(server: Server, query: Query) -> str:
         )
 
     chosen = heapq.nsmallest(
-        limit, everybody, key=lambda conn: (conn.state == ConnectionState.IDLE, conn.since)
+        limit, everybody, key=lambda conn: (conn.state in CALM and not unsent(conn), conn.since)
     )
     head = f"{len(everybody)} connections, {len(chosen)} shown\n\n{TITLES}\n"
     return head + "".join(line(conn) + "\n" for conn in chosen)

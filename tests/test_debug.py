@@ -202,6 +202,66 @@ def test_the_longest_call_comes_first(site):
     assert text.index("in a call") < text.index("MainThread")
 
 
+def test_a_channels_handler_is_a_call_without_a_request(site):
+    def app(environ, start_response):
+        environ["hop.hijacker"].set_read_handler(lambda channel, data: site.stand_still())
+        start_response("101 Switching Protocols", [("Upgrade", "chat")])
+        return []
+
+    with serve(app) as served, client(served, b"/chat") as sock:
+        assert sock.recv(1000).startswith(b"HTTP/1.1 101")
+        sock.sendall(b"hello")
+        assert site.entered.acquire(timeout=60)
+        wait_until(lambda: any(conn.owned for conn in connections(served.server)))
+        text = debug.threads_page()
+        row = debug.connections_page(served.server, {}).splitlines()[3].split()
+        site.gate.set()
+    port = sock_port(row[0])
+    assert f"in a handler of a channel, client 127.0.0.1:{port}; has lost the lead\n" in text
+    assert (row[1], row[6]) == ("UPGRADED", "hop")
+
+
+def sock_port(name):
+    return int(name.rpartition(":")[2])
+
+
+def test_a_hijacked_connection_names_its_thread(site):
+    def app(environ, start_response):
+        environ["hop.hijacker"].hijack()
+        site.stand_still()
+        return []
+
+    with serve(app) as served, client(served, b"/raw"):
+        assert site.entered.acquire(timeout=60)
+        text = debug.threads_page()
+        row = debug.connections_page(served.server, {}).splitlines()[3].split()
+        site.gate.set()
+    assert re.search(r"s: GET /raw, client 127.0.0.1:\d+; has hijacked the connection\n", text)
+    assert (row[1], row[6]) == ("HIJACKED", "hop")
+
+
+def test_who_is_silent_by_nature_is_not_overdue(site):
+    """A call first, then what waits to be sent, then the calm ones, the oldest first."""
+    loop = type("Loop", (), {"now": 0.0, "buffer_size": 1})()
+    ends = [socket.socketpair() for _ in range(5)]
+    states = ["UPGRADED", "IDLE", "HIJACKED", "CALL", "UPGRADED"]
+    conns = []
+    for number, ((mine, _), state) in enumerate(zip(ends, states, strict=True)):
+        conn = Connection(mine, loop, {}, ConnectionState[state])
+        conn.since = float(number)
+        conns.append(conn)
+    conns[4].backlog = type("Backlog", (), {"size": 7})()
+    server = Server(Engine(site))
+    server._groups = [type("Group", (), {"connections": dict(enumerate(conns))})()]
+    rows = [line.split() for line in debug.connections_page(server, {}).splitlines()[3:]]
+    for end in ends:
+        end[0].close()
+        end[1].close()
+    assert [(row[1], row[3]) for row in rows] == [
+        ("CALL", "0"), ("UPGRADED", "7"), ("UPGRADED", "0"), ("IDLE", "0"), ("HIJACKED", "0"),
+    ]  # fmt: skip
+
+
 def test_doing_is_told_by_code_and_type():
     frames = frames_of(sys._getframe())
     assert doing(frames).what == "other"
