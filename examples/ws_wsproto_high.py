@@ -89,16 +89,16 @@ class Echo:
 
     def received(self, data: bytes) -> tuple[bytes, bool]:
         """What to send for these bytes, and whether the connection is over then."""
-        output = bytearray()
+        output = []
         for start in range(0, len(data), SLICE):
             self.ws.receive_data(data[start : start + SLICE])
             for event in self.ws.events():
                 answer = self.answer(event)
                 if answer is not None:
-                    output += self.ws.send(answer)
+                    output.append(self.ws.send(answer))
                     if isinstance(answer, CloseConnection):
-                        return bytes(output), True
-        return bytes(output), False
+                        return b"".join(output), True
+        return b"".join(output), False
 
     def answer(self, event: Event) -> Event | None:
         """What this event is answered with: nothing, if it is a pong or part of a message."""

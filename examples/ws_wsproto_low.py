@@ -22,6 +22,7 @@ from examples.upgrade import Fields, Refusal, give, refusable, sixteen_bytes, ta
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse
 
+TEXT, BINARY, PING, CLOSE = Opcode.TEXT, Opcode.BINARY, Opcode.PING, Opcode.CLOSE
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 
 
@@ -51,22 +52,26 @@ def handshake(environ: dict[str, Any]) -> Fields:
 
 def echo(channel: Any, data: bytes) -> None:
     """Answer every frame, or piece of one, that these bytes complete, in one write."""
-    frames, output, over = channel.data, bytearray(), False
+    frames = channel.data
+    output: list[bytes | bytearray] = []
+    over = False
     frames.receive_bytes(data)
     try:
         for frame in frames.received_frames():
-            if frame.opcode is Opcode.PING:
-                output += frames.pong(frame.payload)
-            elif frame.opcode is Opcode.CLOSE:
-                output += frames.close(frame.payload[0])
+            opcode, payload = frame.opcode, frame.payload
+            if opcode is TEXT or opcode is BINARY:
+                if payload or frame.message_finished:
+                    output.append(frames.send_data(payload, frame.message_finished))
+            elif opcode is PING:
+                output.append(frames.pong(payload))
+            elif opcode is CLOSE:
+                output.append(frames.close(payload[0]))
                 over = True
-            elif frame.opcode is not Opcode.PONG and (frame.payload or frame.message_finished):
-                output += frames.send_data(frame.payload, frame.message_finished)
     except ParseFailed as error:
-        output += frames.close(error.code, str(error))
+        output.append(frames.close(error.code, str(error)))
         over = True
     if output:
-        give(channel, bytes(output))
+        give(channel, b"".join(output))
     if over:
         channel.close()
 
