@@ -143,7 +143,7 @@ class TestSpread:
     def test_a_unix_socket_is_shared_and_its_file_goes(self, tmp_path):
         path = tmp_path / "sock"
         with command("--bind", f"unix:{path}", "--processes", "2") as parent:
-            until(path.exists)
+            assert str(path) in parent.stderr.readline()  # it listens
 
             def ask():
                 with socket.socket(socket.AF_UNIX) as sock:
