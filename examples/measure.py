@@ -218,4 +218,7 @@ def survey(
             continue
         names = [name for name in workload.servers if name not in absent]
         rows += compare([n for n in names if not chosen or n in chosen], workload, run)
+    for row in rows:
+        if row.generator == "wrk" and row.requests <= row.connections:
+            notes.add(f"{row.workload}: {row.server} stood still after {row.requests} answers")
     return rows, sorted(notes)

@@ -691,8 +691,11 @@ def test_what_is_not_measured_is_named(monkeypatch):
     assert f"busy: not measured, the descriptor limit is {limit:,}" in notes
     for name in ("bjoern", "fastwsgi", "granian", "uvicorn", "gevent", "gunicorn"):
         assert f"not installed here, so not measured: {name} (`make peers`)" in notes
-    rows, _ = measure.survey([HELLO], Run(), ("hop", "granian"))
+    still = replace(row("16 pipelined", "hop"), generator="wrk", requests=100)
+    monkeypatch.setattr(measure, "measure", lambda server, workload, run: still)
+    rows, notes = measure.survey([HELLO], Run(), ("hop", "granian"))
     assert [each.server for each in rows] == ["hop"]
+    assert "16 pipelined: hop stood still after 100 answers" in notes
 
 
 def test_processors_are_kept_apart(monkeypatch):
