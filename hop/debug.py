@@ -426,8 +426,11 @@ def collapsed(found: Counter[Stack]) -> str:
     return "".join(lines)
 
 
-def tree_page(found: Counter[Stack], seconds: float) -> str:
-    """A profile as pyinstrument's HTML; ProtocolError (501) if that is not installed."""
+def tree_page(found: Counter[Stack], seconds: float, cpu: float) -> str:
+    """A profile as pyinstrument's HTML; ProtocolError (501) if that is not installed.
+
+    It took `seconds`, in which the process used `cpu` seconds of CPU time.
+    """
     try:
         from pyinstrument.renderers import HTMLRenderer
         from pyinstrument.session import Session
@@ -445,7 +448,7 @@ def tree_page(found: Counter[Stack], seconds: float) -> str:
 
     session = Session.from_json({
         "frame_records": [(record(stack), count / HZ) for stack, count in found.items()],
-        "start_time": time.time() - seconds, "duration": seconds, "cpu_time": 0,
+        "start_time": time.time() - seconds, "duration": seconds, "cpu_time": cpu,
         "sample_count": found.total(), "start_call_stack": [""],
         "min_interval": 1 / HZ, "max_interval": 1 / HZ, "target_description": "hop",
     })  # fmt: skip
@@ -589,9 +592,13 @@ class DebugApp:
         if form not in ("html", "collapsed"):
             raise ProtocolError(HTTPStatus.BAD_REQUEST, "format must be html or collapsed")
         if form == "html":
-            tree_page(Counter(), seconds)  # if it cannot be done, say so now
+            tree_page(Counter(), 0, 0)  # if it cannot be done, say so now
+        cpu = time.process_time()
         found = sample(seconds, self._stopping, query.get("waiting") == "1")
-        return (HTML, tree_page(found, seconds)) if form == "html" else (PLAIN, collapsed(found))
+        cpu = time.process_time() - cpu
+        if form == "html":
+            return HTML, tree_page(found, seconds, cpu)
+        return PLAIN, collapsed(found)
 
     def answer(self, method: str, path: str, query: Query) -> Page:
         """The page at `path`. ProtocolError for what is refused."""

@@ -629,10 +629,11 @@ def test_the_tree_agrees_with_the_counts():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Session, "from_json", staticmethod(keep))
-        page = debug.tree_page(found, 1.0)
+        page = debug.tree_page(found, 1.0, 0.25)
     assert page.lstrip().lower().startswith("<!doctype html>")
     root = kept[0].root_frame()
     assert root.time == pytest.approx(1.0)
+    assert (kept[0].duration, kept[0].cpu_time) == (1.0, 0.25)
     times = {(frame.function, frame.parent.function): frame.time for frame in walk(root)}
     assert times["Site.__call__", "hop"] == pytest.approx(90 / 99)
     assert times["Site.stand_still", "Site.__call__"] == pytest.approx(60 / 99)
