@@ -490,12 +490,14 @@ class WebSocket:
         self._write(encode_frame(PING, payload), self._max_unsent)
 
     def _write(self, frame: bytes, max_unsent: int) -> bool:
-        """Send a frame, or drop a client for whom more than max_unsent bytes wait already."""
+        """Send a frame; drop a client for whom more than max_unsent bytes waited already."""
         with self._lock:
             if self._state is not OPEN:
                 return False
-            if self.channel.pending <= max_unsent:
-                return self.channel.write(frame)
+            if not self.channel.write(frame):
+                return False  # the usual case: little or nothing waits
+            if self.channel.pending - len(frame) <= max_unsent:
+                return True
         self.drop(SLOW, "the client does not read")
         return False
 

@@ -370,6 +370,7 @@ class TestMessages:
 
     def test_send_says_whether_much_waits(self):
         visit = Visit(room=0)
+        visit.channel.high_water = 1 << 20
         assert visit.ws.send("a") is False
         assert visit.ws.send(bytes(1 << 20)) is True
 
@@ -613,7 +614,16 @@ class TestSlowReceivers:
         for _ in range(20):
             visit.hears(client_frame(0x89, bytes(100)))
         assert visit.told[0][0] == 1013
-        assert visit.channel.pending < 1200
+        assert visit.channel.pending < 1300
+
+    def test_a_bound_below_the_servers_counts_as_the_servers(self):
+        visit = Visit(room=0, max_unsent=10)
+        visit.channel.high_water = 1000
+        visit.ws.send(bytes(496))
+        visit.ws.send(bytes(496))
+        assert visit.told == []
+        visit.ws.send("one more")
+        assert visit.told[0][0] == 1013
 
 
 class TestBroadcast:

@@ -25,7 +25,7 @@ class FakeChannel:
         self.on_close: Any = None
         self.on_shutdown: Any = None
         self.write_timeout: float | None = None
-        self.high_water = 1 << 20
+        self.high_water = 0
 
     def write(self, data: bytes) -> bool:
         assert type(data) is bytes
