@@ -85,6 +85,9 @@ class Transport(Client, Protocol):
     def write(self, data: bytes) -> None:
         """Send, or keep what the kernel refuses. Raises ClientDisconnected."""
 
+    def push(self) -> None:
+        """Let what is held back to be joined with more wait no longer."""
+
     def send_file(self, file: BinaryIO, offset: int, count: int) -> None:
         """Send part of a file."""
 
@@ -436,8 +439,10 @@ class ResponseWriter:
                 raise RuntimeError("the connection was hijacked: write to its socket")
             self._put(b"" if self.sent else self._head(None), data)
             conn = self.conn
-            if conn.backlog is not None and conn.pending() > conn.loop.max_unsent:
-                conn.loop.wait_writable(conn)
+            if conn.backlog is not None:
+                conn.push()
+                if conn.pending() > conn.loop.max_unsent:
+                    conn.loop.wait_writable(conn)
 
     def send(self, result: Iterable[bytes]) -> None:
         """Send what the application returned, and finish the response."""

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import Any, BinaryIO, Protocol
 
 from hop import adaptor
-from hop.adaptor import DateField, ResponseWriter, build_environ
+from hop.adaptor import JOIN_LIMIT, DateField, ResponseWriter, build_environ
 from hop.errors import ClientDisconnected, ProtocolError
 from hop.parser import ChunkedDecoder, Limits, RequestHead, parse_head
 from hop.storage import Storage, StoredBody
@@ -68,6 +68,7 @@ class ConnectionState(IntEnum):
 TRANSITIONS: dict[ConnectionState, dict[str, ConnectionState]] = {
     IDLE: {
         "part of a head": HEAD, "head": BODY, "request": CALL, "refused": REFUSING, "end": CLOSED,
+        "client is slow": FLUSHING,
     },
     HEAD: {"head": BODY, "request": CALL, "refused": REFUSING, "end": CLOSED},
     BODY: {"request": CALL, "no room": PAUSED, "refused": REFUSING, "end": CLOSED},
@@ -116,6 +117,12 @@ class Transport(adaptor.Transport, Protocol):
     @property
     def loop(self) -> Loop:
         """The loop that serves it."""
+
+    def cork(self) -> None:
+        """Let what is written wait for more."""
+
+    def flush(self) -> bool:
+        """Send what waits; True when nothing is left."""
 
     def hang_up(self) -> None:
         """Send nothing more, but read on."""
@@ -225,6 +232,8 @@ class Engine:
             self._receive_body(conn, conn.incoming, data)
         else:
             self._discard(conn, data)
+        if conn.backlog is not None:
+            self._uncork(conn)
 
     def resume(self, conn: Transport) -> None:
         """Go on with what was read before: pipelined requests, or a body that found no room."""
@@ -235,6 +244,8 @@ class Engine:
         elif incoming.store():
             self._move(conn, "room")
             self._finish_body(conn, incoming)
+        if conn.backlog is not None:
+            self._uncork(conn)
 
     def _move(self, conn: Transport, event: str) -> None:
         """Take the step that the table has for `event`."""
@@ -289,7 +300,7 @@ class Engine:
         if self._access:
             self._log(head, response)
         if whole and response.keep_alive:
-            conn.state = IDLE if conn.backlog is None else FLUSHING
+            conn.state = IDLE if conn.backlog is None or conn.backlog.corked else FLUSHING
         elif response.successor is not None:
             response.successor.succeed(whole)
         elif whole:
@@ -327,33 +338,59 @@ class Engine:
             try:
                 head = parse_head(data, position, self.limits)
             except ProtocolError as error:
-                self._refuse(conn, error)
+                self._put_off(conn, data, position, error)
                 return
             if head is None:
-                conn.incoming = PartialHead(data[position:])
-                self._move(conn, "part of a head")
+                self._put_off(conn, data, position, None)
                 return
-            position = head.end
-            length = head.content_length
-            if length and size - position >= length:
-                body = io.BytesIO(data[position : position + length])
-                position += length
+            length, end = head.content_length, head.end
+            if length and size - end >= length:
+                body = io.BytesIO(data[end : end + length])
+                end += length
             elif length or head.chunked:
-                self._begin_body(conn, head, data[position:])
+                self._put_off(conn, data, position, head)
                 return
             else:
                 body = io.BytesIO()
+            position = end
             if position == size:
                 conn.incoming = None
                 self._respond(conn, head, body)
                 return
+            conn.cork()
             conn.incoming = memoryview(data)[position:]  # in case HTTP ends here
             self._respond(conn, head, body)
             if conn.state not in (IDLE, FLUSHING):
                 return
-            if conn.state == FLUSHING:
+            if conn.state == FLUSHING or conn.pending() > JOIN_LIMIT:
                 break
         conn.incoming = data[position:]
+
+    def _put_off(
+        self, conn: Transport, data: bytes, position: int, found: RequestHead | ProtocolError | None
+    ) -> None:
+        """What begins at `position` cannot be answered (yet); what was answered goes first."""
+        if conn.backlog is not None:
+            conn.incoming = data[position:]
+        elif found is None:
+            conn.incoming = PartialHead(data[position:])
+            self._move(conn, "part of a head")
+        elif isinstance(found, ProtocolError):
+            self._refuse(conn, found)
+        else:
+            self._begin_body(conn, found, data[found.end :])
+
+    def _uncork(self, conn: Transport) -> None:
+        """Send together what was answered together."""
+        if not conn.backlog.corked:
+            return
+        if conn.state not in (IDLE, CLOSING):
+            conn.push()
+        elif conn.flush():
+            if conn.state == CLOSING:
+                self.flushed(conn)
+        elif conn.state == IDLE:
+            self._move(conn, "client is slow")
 
     def _receive_head(self, conn: Transport, partial: PartialHead, data: bytes) -> None:
         """More of a head. It is searched once, however small the pieces are."""

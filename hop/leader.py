@@ -488,10 +488,12 @@ class LeaderFollowers(InlineLoop):
     def begin(self, conn: Connection, call: object) -> None:
         """A call starts. Inline it runs under a record; eagerly the lead passes on first."""
         if conn.owned:
+            conn.push()
             return
         if self.eager:
             conn.since = time.monotonic()
             if self._hand_over(conn):
+                conn.push()
                 return
         self.calls[conn] = call
         if self.monitor_parked:
@@ -528,7 +530,8 @@ class LeaderFollowers(InlineLoop):
                 self._followers.append(follower)
                 return False
             self._pass_lead(follower, conn)
-            return True
+        conn.push()
+        return True
 
     def wait_writable(self, conn: Connection) -> None:
         if self.calls.pop(conn, None) is not None and not self._hand_over(conn):
@@ -593,7 +596,6 @@ SHORTEST = 0.0002  # the same, while much does
 CALM = 0.1  # seconds without a promotion after which it looks less often
 DROWSY, LONG = 8, 0.016  # looks without a call after which it rests longer, and how long
 QUIET = 50  # looks without a call after which it sleeps
-NAP = 1.0  # seconds of a sleep, after which Python has a chance to call signal handlers
 BURN = 10  # switch intervals for which a handler may burn CPU before it loses the lead
 BURNERS = 2  # how many such handlers run at once,
 FORBEARANCE = 0.05  # and after how many seconds of one more it is let go all the same
@@ -710,3 +712,6 @@ class Monitor:
                 pass  # a signal that came just before the sleep is heard now, and rings
         for watch in self._watches:
             watch.group.monitor_parked = False
+
+
+NAP = 1.0  # seconds that a sleep lasts before Python has a chance to call signal handlers

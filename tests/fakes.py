@@ -36,6 +36,12 @@ class FakeLoop:
         conn.flush()
 
 
+class Waiting(deque[bytes]):
+    """Output that waits, as a Backlog."""
+
+    corked = False
+
+
 class FakeConnection:
     """Takes `room` bytes at once and keeps the rest, as a kernel does for a slow client.
 
@@ -49,10 +55,11 @@ class FakeConnection:
         self._state = ConnectionState.IDLE
         self.since = self.loop.now
         self.incoming: Any = None
-        self.backlog: deque[bytes] | None = None
+        self.backlog: Waiting | None = None
         self.peer: str | None = None
         self.room = room
         self.sent = bytearray()
+        self.sends = 0
         self.log: list[str] = []
         self.broken = False
 
@@ -71,11 +78,22 @@ class FakeConnection:
         if self.backlog is not None:
             self.backlog.append(data)
             return
+        self.sends += 1
         self.sent += data[: self.room]
         rest = data[self.room :]
         self.room -= len(data) - len(rest)
         if rest:
-            self.backlog = deque([rest])
+            self.backlog = Waiting([rest])
+
+    def cork(self) -> None:
+        if self.backlog is None:
+            self.backlog = Waiting()
+            self.backlog.corked = True
+
+    def push(self) -> None:
+        if self.backlog is not None and self.backlog.corked:
+            self.sent += b"".join(self.backlog)
+            self.backlog.clear()
 
     def send_file(self, file: BinaryIO, offset: int, count: int) -> None:
         self.log.append("send_file")
@@ -86,7 +104,8 @@ class FakeConnection:
         if self.backlog is None:
             return True
         waiting, self.backlog = b"".join(self.backlog), None
-        self.write(waiting)
+        if waiting:
+            self.write(waiting)
         return self.backlog is None
 
     def pending(self) -> int:

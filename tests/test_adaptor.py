@@ -52,6 +52,7 @@ class Wire:
         self.writes: list[bytes] = []
         self.log: list[Any] = []
         self.room = room
+        self.pushes = 0
         self.backlog: list[bytes] | None = None
         self.loop = self
         self.draining = False
@@ -69,7 +70,7 @@ class Wire:
         self.write(os.pread(file.fileno(), count, offset))
 
     def push(self) -> None:
-        """Nothing of this is corked."""
+        self.pushes += 1
 
     def pending(self) -> int:
         return sum(map(len, self.backlog or ()))
@@ -627,6 +628,14 @@ class TestBody:
         assert wire.log[0][1] > MAX_UNSENT
         wire, _ = call(simple([piece] * 4), wire=Wire(room=0))
         assert wire.log == []
+
+    def test_a_piece_does_not_wait_for_the_next_one(self):
+        wire = Wire()
+        wire.backlog = []  # answers before it are held back
+        write = writer(wire=wire).start_response("200 OK", [])
+        write(b"one")
+        write(b"two")
+        assert wire.pushes == 2
 
     def test_exactly_the_high_water_mark_does_not_wait(self):
         wire = Wire()

@@ -70,7 +70,6 @@ class TestTable:
                     frontier.append(state)
         assert reached == set(ConnectionState)
 
-
     def test_every_step_is_taken_and_no_other(self):
         taken = set()
         for story in STORIES:
@@ -172,6 +171,7 @@ STORIES = [
     told(other_body, POST[:-1], refused_while_paused),
     told(other_body, POST[:-1], deaf, late),  # PAUSED -> CLOSED
     told(slow, GET, 1 << 20),  # FLUSHING -> IDLE
+    told(slow, GET + GET, 1 << 20),  # IDLE -> FLUSHING
     told(slow, GET, late),
     told(slow, LAST, 1 << 20, b""),  # CLOSING -> LINGERING
     told(slow, LAST + GET, late),  # CLOSING -> CLOSED
@@ -223,15 +223,89 @@ class TestRequests:
 
     def test_requests_wait_while_the_client_does_not_read(self, conn):
         conn.room = 10
-        engine = Engine(hello)
-        engine.received(conn, GET + GET)
+        engine = Engine(hello, max_pipelined=2)
+        engine.received(conn, GET + GET + GET)
         assert (conn.state, conn.incoming, len(conn.sent)) == (FLUSHING, GET, 10)
         conn.room = 1 << 20
         assert conn.flush()
         engine.flushed(conn)
         assert conn.state == IDLE
         engine.resume(conn)
-        assert bodies(conn) == [b"hello", b"hello"]
+        assert bodies(conn) == [b"hello"] * 3
+
+    def test_answers_that_are_ready_together_leave_together(self, conn):
+        engine = Engine(hello)
+        engine.received(conn, GET * 3)
+        assert (bodies(conn), conn.sends) == ([b"hello"] * 3, 1)
+        assert (conn.state, conn.incoming, conn.backlog) == (IDLE, None, None)
+
+    def test_a_last_answer_among_them_is_the_last(self, conn):
+        Engine(hello).received(conn, GET + LAST + GET)
+        assert (bodies(conn), conn.sends) == ([b"hello"] * 2, 1)
+        assert (conn.state, conn.log) == (LINGERING, ["hang_up"])
+
+    def test_a_last_answer_that_waits_is_flushed_later(self, conn):
+        conn.room = 10
+        engine = Engine(hello)
+        engine.received(conn, GET + LAST)
+        assert conn.state == CLOSING
+        conn.room = 1 << 20
+        assert conn.flush()
+        engine.flushed(conn)
+        assert (bodies(conn), conn.state) == ([b"hello"] * 2, LINGERING)
+
+    @pytest.mark.parametrize(
+        ("behind", "state", "answers"),
+        [
+            (b"GET / HT", HEAD, [200]),
+            (b"nonsense\r\n\r\n", LINGERING, [200, 400]),
+            (length(b"body")[:-1], BODY, [200]),
+            (chunked(b"body")[:-1], BODY, [200]),
+        ],
+    )
+    def test_what_cannot_be_answered_does_not_hold_up_what_was(
+        self, conn, behind, state, answers
+    ):
+        engine = Engine(hello)
+        engine.received(conn, GET + behind)
+        assert (statuses(conn), conn.state, conn.backlog) == ([200], IDLE, None)
+        assert conn.incoming == behind
+        engine.resume(conn)
+        assert (conn.state, statuses(conn)) == (state, answers)
+
+    def test_enough_is_not_held_back(self, conn):
+        def large(environ, start_response):
+            start_response("200 OK", [])
+            return [bytes(40_000)]
+
+        engine = Engine(large)
+        engine.received(conn, GET * 5)
+        assert (len(statuses(conn)), conn.sends, conn.incoming) == (2, 1, GET * 3)
+
+    def test_pieces_are_not_held_back(self, conn):
+        """PEP 3333: each one is sent before the next is asked for."""
+        seen = []
+
+        def app(environ, start_response):
+            start_response("200 OK", [])
+            for piece in (b"one", b"two"):
+                yield piece
+                seen.append(piece in conn.sent)
+
+        Engine(app).received(conn, GET * 2)
+        assert seen == [True] * 4
+
+    def test_an_answer_that_is_cut_does_not_take_those_before_it_along(self, conn):
+        def app(environ, start_response):
+            start_response("200 OK", [("Content-Length", "9")])
+            yield b"part"
+            if environ["PATH_INFO"] == "/cut":
+                raise RuntimeError("on purpose")
+            yield b"-part"
+
+        cut = GET.replace(b"/ ", b"/cut ", 1)
+        Engine(app).received(conn, GET + cut + GET)
+        assert (bodies(conn), conn.state) == ([b"part-part", b"part"], CLOSED)
 
     def test_the_last_answer_is_flushed_before_the_end(self, conn):
         conn.room = 10

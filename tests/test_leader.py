@@ -816,6 +816,30 @@ class TestTheRace:
         assert group.leader is not first
         assert not group.leader.baton.locked()  # it may go
 
+    def test_what_is_held_back_leaves_when_the_call_is_stuck(self, rehearse, enter):
+        group = rehearse()
+        client, conn = enter(group)
+        conn.cork()
+        conn.write(b"an answer before")
+        call = object()
+        group.begin(conn, call)
+        assert conn.pending()
+        assert group.promote(conn, call)
+        assert client.recv(100) == b"an answer before"
+        conn.write(b"the next")  # by the thread that was stuck: the cork is still in
+        assert conn.pending() == 8
+        group.begin(conn, object())  # a further call on that thread
+        assert client.recv(100) == b"the next"
+
+    def test_an_eager_thread_holds_nothing_back(self, rehearse, enter):
+        group = rehearse()
+        client, conn = enter(group)
+        group.eager = True
+        conn.cork()
+        conn.write(b"an answer before")
+        group.begin(conn, object())
+        assert client.recv(100) == b"an answer before"
+
     def test_the_call_ends_while_a_thread_is_started(self, rehearse, enter, monkeypatch):
         group = rehearse()
         _, conn = enter(group)
