@@ -11,6 +11,7 @@ import math
 import resource
 import select
 import socket
+import struct
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ HANDSHAKE = (
     b"GET %b HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
+BIND_ADDRESS_NO_PORT = 24  # ip(7): IP_BIND_ADDRESS_NO_PORT
 MASK = b"\x1d\xa4\x52\xe7"
 
 
@@ -44,10 +46,16 @@ def upgrade(port: int, path: str, number: int = 0) -> socket.socket:
 
     Raises OSError when the server does not take it, or refuses, or says more than the handshake.
     """
-    source = f"127.0.0.{2 + number // PER_ADDRESS}"
-    sock = socket.create_connection((HOST, port), 20, (source, 0))
+    sock = socket.socket()
+    sock.settimeout(20)
     try:
+        # A port is chosen for this pair of addresses alone, and given back at once at the end:
+        # tens of thousands of connections would use them up for everybody.
+        sock.setsockopt(socket.SOL_IP, BIND_ADDRESS_NO_PORT, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.bind((f"127.0.0.{2 + number // PER_ADDRESS}", 0))
+        sock.connect((HOST, port))
         sock.sendall(HANDSHAKE % path.encode())
         answer = b""
         while not answer.endswith(b"\r\n\r\n"):
