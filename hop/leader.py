@@ -596,6 +596,7 @@ SHORTEST = 0.0002  # the same, while much does
 CALM = 0.1  # seconds without a promotion after which it looks less often
 DROWSY, LONG = 8, 0.016  # looks without a call after which it rests longer, and how long
 QUIET = 50  # looks without a call after which it sleeps
+NAP = 1.0  # seconds of a sleep, after which Python has a chance to call signal handlers
 BURN = 10  # switch intervals for which a handler may burn CPU before it loses the lead
 BURNERS = 2  # how many such handlers run at once,
 FORBEARANCE = 0.05  # and after how many seconds of one more it is let go all the same
@@ -712,6 +713,3 @@ class Monitor:
                 pass  # a signal that came just before the sleep is heard now, and rings
         for watch in self._watches:
             watch.group.monitor_parked = False
-
-
-NAP = 1.0  # seconds that a sleep lasts before Python has a chance to call signal handlers
