@@ -4,9 +4,11 @@ import contextlib
 import gc
 import json
 import math
+import os
 import resource
 import select
 import socket
+import struct
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from hop.streams import EventStream, broadcast, event, event_stream
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse
 
+SERVERS = ("bare", "std", "hop")
 STREAMS = 5_000
 MANY_THREADS = 500  # streams for a server with a thread for each
 EVENTS = 20
@@ -83,10 +86,20 @@ def ask(port: int, path: str) -> int:
             return int(answer.read().rpartition(b"\r\n\r\n")[2])
 
 
-def open_stream(port: int, number: int, path: str) -> socket.socket:
-    """A stream whose head has arrived; source addresses differ, so that ports suffice."""
-    source = (f"127.0.0.{2 + number // 20_000}", 0)
+def connected(port: int) -> socket.socket:
+    """A client with an address of this process's own, so that the ports of others do not matter.
+
+    It closes with a reset: thousands of ports would otherwise be taken for a minute.
+    """
+    source = (f"127.{1 + os.getpid() % 250}.0.1", 0)
     sock = socket.create_connection((HOST, port), PATIENCE, source)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    return sock
+
+
+def open_stream(port: int, path: str) -> socket.socket:
+    """A stream whose head has arrived."""
+    sock = connected(port)
     sock.sendall(f"GET {path} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
     head = b""
     while b"\r\n\r\n" not in head:
@@ -100,8 +113,8 @@ def streams(port: int, count: int, path: str) -> Iterator[dict[int, socket.socke
     """So many open streams, by descriptor."""
     opened: dict[int, socket.socket] = {}
     try:
-        for number in range(count):
-            sock = open_stream(port, number, path)
+        for _ in range(count):
+            sock = open_stream(port, path)
             opened[sock.fileno()] = sock
         yield opened
     finally:
@@ -182,7 +195,7 @@ def bare(count: int) -> SseRow:
     try:
         with socket.create_server((HOST, 0), backlog=64) as listener:
             for _ in range(count):
-                client = socket.create_connection(listener.getsockname())
+                client = connected(listener.getsockname()[1])
                 client.setblocking(False)
                 clients[client.fileno()] = client
                 end = listener.accept()[0]
@@ -195,7 +208,7 @@ def bare(count: int) -> SseRow:
             spent += (time.process_time() - begun) * (number >= WARM_UP)
             drain(clients)
     finally:
-        for sock in (*ends, *clients.values()):
+        for sock in (*clients.values(), *ends):
             sock.close()
     return SseRow(
         workload="an event to every stream", server="bare", streams=count, events=EVENTS,
@@ -203,9 +216,7 @@ def bare(count: int) -> SseRow:
     )
 
 
-def run(
-    count: int | None = None, servers: tuple[str, ...] = ("bare", "std", "hop")
-) -> list[SseRow]:
+def run(count: int | None = None, servers: tuple[str, ...] = SERVERS) -> list[SseRow]:
     """One event to all streams, and on hop a timer for each, with a process for each server.
 
     `bare` is no server, but what the kernel alone takes. `std` is given 500 streams unless

@@ -20,6 +20,7 @@
   memo         how often the memo of header lines is hit
   inprocess    one operation: without a kernel, and over a socket in one process
   parser       hop's parser against h11 and httptools
+  sse          one event to 5,000 event streams, and a timer for each of them
   ws-echo      WebSocket messages there and back, in every style and by every peer
   ws-idle      threads and memory of WebSockets that say nothing
   ws-broadcast one message to 5,000 receivers
@@ -44,7 +45,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from examples import bench_websocket, idle, inprocess, measure, memo
+from examples import bench_sse, bench_websocket, idle, inprocess, measure, memo
 from examples.peers import OURS, PEERS_PYTHON, installed
 from examples.report import COLUMNS, differences, machine, show, strict, table
 from examples.table import WORKLOADS
@@ -102,6 +103,12 @@ def run_parser(options: argparse.Namespace) -> Result:
     return list(importlib.import_module("examples.bench_parser").run()), []
 
 
+def run_sse(options: argparse.Namespace) -> Result:
+    """Of the servers named those that this benchmark knows."""
+    wanted = tuple(server for server in options.servers if server in bench_sse.SERVERS)
+    return list(bench_sse.run(servers=wanted or bench_sse.SERVERS)), []
+
+
 def run_websocket(name: str, options: argparse.Namespace) -> Result:
     """Of the servers named those that speak WebSocket; what is not installed is left out."""
     wanted = [server for server in options.servers if server in bench_websocket.SERVERS]
@@ -116,6 +123,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "memo": lambda options: (list(memo.memo()), []),
     "inprocess": lambda options: (list(inprocess.inprocess(options.operations)), []),
     "parser": run_parser,
+    "sse": run_sse,
     **{f"ws-{name}": functools.partial(run_websocket, name) for name in bench_websocket.BENCHMARKS},
 }
 
@@ -150,7 +158,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def report(name: str, options: argparse.Namespace) -> tuple[dict[str, Any], list[Verdict]]:
     """Run one benchmark and print it; what there is to keep of it, and its verdicts."""
-    rows, notes = BENCHMARKS[name](options)
+    try:
+        rows, notes = BENCHMARKS[name](options)
+    except (OSError, RuntimeError, ValueError) as error:  # the others shall not be lost by it
+        rows, notes = [], [f"{name} failed: {error}"]
     verdicts, compared = judge(name, rows), differences(rows)
     print(f"{name}\n{table(rows)}\n")
     for workload, figures in compared.items():
@@ -178,11 +189,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run what was asked for; the exit status: 1 when a target was to be met and was not."""
     options = arguments(argv)
     names = list(BENCHMARKS) if options.name == "all" else [options.name]
-    reports = [report(name, options) for name in names]
-    sections = [kept for kept, _ in reports]
-    everything = strict({"machine": machine(options.peers_python), "benchmarks": sections})
-    if options.json:
-        keep(everything, options.json)
+    reports = []
+    for name in names:
+        reports.append(report(name, options))
+        sections = [kept for kept, _ in reports]
+        everything = strict({"machine": machine(options.peers_python), "benchmarks": sections})
+        if options.json:
+            keep(everything, options.json)
     if options.plots:
         from examples.plots import draw
 

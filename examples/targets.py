@@ -87,6 +87,8 @@ TARGETS = (
     *[Target("stalled", name, "cpu", "<=", 1.3, over="nobody stalls") for name in STALLED],
     Target("adversary", "ever-new headers", "cpu", "<=", 1.1, "hop-forgetful"),
     Target("adversary", "ever-new headers", "grown", "<=", 2 * MEBIBYTE),
+    Target("sse", "an event to every stream", "cpu", "<=", 12.0),
+    Target("sse", "an event to every stream", "threads", "<=", 0),
     *[Target("ws-echo", "echo, 64 bytes", "cpu", "<=", bound, against, server=server)
       for server, bound, against in (
           ("hop-wsproto-low", 2.2, "bare"), ("hop-wsproto-high", 0.9, "uvicorn-wsproto"),

@@ -21,6 +21,7 @@ import pytest
 
 from examples import (
     bare,
+    bench_sse,
     benchmark,
     beside,
     bulk,
@@ -92,6 +93,9 @@ def rows_for(name, worse=1.0):
             inprocess.OperationRow(target.workload, "hop", 10, target.bound * worse, 3000, 0.0)
             for target in TARGETS if target.benchmark == name
         ]
+    if name == "sse":
+        figures = (5000, 20, int(worse - 1), 1600.0, 11.9 * worse, 60.0)
+        return [bench_sse.SseRow("an event to every stream", "hop", *figures)]
     rows = []
     for workload in WORKLOADS[name]:
         for server in workload.servers:
@@ -674,11 +678,36 @@ def test_compare_takes_turns_and_the_median(monkeypatch):
         return row(workload.name, server, next(costs[server]))
 
     monkeypatch.setattr(measure, "measure", fake)
-    rows = measure.compare(["a", "b"], HELLO, Run(rounds=3, progress=said.append))
+    rows, failures = measure.compare(["a", "b"], HELLO, Run(rounds=3, progress=said.append))
+    assert failures == []
     assert asked == ["a", "b"] * 3
     assert [(each.server, each.cpu) for each in rows] == [("a", 2.0), ("b", 9.0)]
     assert len(said) == 6
     assert said[-1] == "hello: b, round 3 of 3: 1,000/s, 7.0 µs of CPU each"
+
+
+def test_who_fails_is_named_and_left_out(monkeypatch):
+    def fake(server, workload, run):
+        if server == "a":
+            raise RuntimeError("the server did not start: no luck")
+        return row(workload.name, server)
+
+    monkeypatch.setattr(measure, "measure", fake)
+    rows, failures = measure.compare(["a", "b"], HELLO, Run(rounds=2))
+    assert [each.server for each in rows] == ["b"]
+    assert failures == ["hello: a failed: the server did not start: no luck"]
+
+
+def test_one_benchmark_that_fails_does_not_lose_the_others(monkeypatch, tmp_path, capsys):
+    def fail(options):
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(benchmark, "BENCHMARKS", {"idle": fail, "memo": lambda o: ([], [])})
+    kept = tmp_path / "kept.json"
+    assert benchmark.main(["--check", "--json", str(kept)]) == 1
+    assert "idle failed: no luck" in capsys.readouterr().out
+    names = [each["benchmark"] for each in json.loads(kept.read_text())["benchmarks"]]
+    assert names == ["idle", "memo"]
 
 
 def test_what_is_not_measured_is_named(monkeypatch):
