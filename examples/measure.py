@@ -174,20 +174,28 @@ def middle(rows: Sequence[Row]) -> Row:
     return next(row for row in rows if row.cpu == cpu)
 
 
-def compare(servers: Iterable[str], workload: Workload, run: Run) -> list[Row]:
-    """Every server under the same load, in turns, so that a bad minute meets them all alike."""
-    rounds: list[list[Row]] = []
-    servers = list(servers)
+def compare(
+    servers: Iterable[str], workload: Workload, run: Run
+) -> tuple[list[Row], list[str]]:
+    """Every server under the same load, in turns, so that a bad minute meets them all alike; and
+    what went wrong. Who fails once is left out."""
+    rounds: dict[str, list[Row]] = {server: [] for server in servers}
+    failures = []
     for number in range(run.rounds):
-        rounds.append([])
-        for server in servers:
-            row = measure(server, workload, run)
-            rounds[-1].append(row)
+        for server in list(rounds):
+            try:
+                row = measure(server, workload, run)
+            except (OSError, RuntimeError, ValueError) as error:
+                failures.append(f"{workload.name}: {server} failed: {error}")
+                run.progress(failures[-1])
+                del rounds[server]
+                continue
+            rounds[server].append(row)
             run.progress(
                 f"{workload.name}: {server}, round {number + 1} of {run.rounds}: "
                 f"{row.requests_per_second:,.0f}/s, {row.cpu:.1f} µs of CPU each"
             )
-    return [middle(rows) for rows in zip(*rounds, strict=True)]
+    return [middle(rows) for rows in rounds.values()], failures
 
 
 def missing(workload: Workload, run: Run) -> list[str]:
@@ -209,7 +217,7 @@ def survey(
     """Measure all of them (the servers named, if any are), and say what was left out, and why."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    rows, notes, chosen = [], set[str](), set(only)
+    rows, notes, chosen = list[Row](), set[str](), set(only)
     for workload in workloads:
         absent = missing(workload, run)
         notes |= {f"not installed here, so not measured: {name} (`make peers`)" for name in absent}
@@ -217,7 +225,10 @@ def survey(
             notes.add(f"{workload.name}: not measured, the descriptor limit is {limit:,}")
             continue
         names = [name for name in workload.servers if name not in absent]
-        rows += compare([n for n in names if not chosen or n in chosen], workload, run)
+        names = [name for name in names if not chosen or name in chosen]
+        found, failures = compare(names, workload, run)
+        rows += found
+        notes.update(failures)
     for row in rows:
         if row.generator == "wrk" and row.requests <= row.connections:
             notes.add(f"{row.workload}: {row.server} stood still after {row.requests} answers")

@@ -28,7 +28,7 @@ PEERS = (
 HOST = "127.0.0.1"
 PROCESS_CLOCK = 2  # the scheduler's clock of a process (clock_getcpuclockid(3))
 PAGE = os.sysconf("SC_PAGE_SIZE")
-PATIENCE = 20.0  # seconds for a server to start, and again to stop
+PATIENCE = 60.0  # seconds for a server to start, and again to stop
 
 PROBE = """
 import importlib, importlib.metadata, sys
