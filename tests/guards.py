@@ -66,24 +66,28 @@ class Client:
     """A socket without a kernel: asks the same again, and takes whatever is sent."""
 
     def __init__(self, request: bytes) -> None:
-        self.request, self.sent = request, b""
+        self.request, self.sent, self.sends = request, b"", 0
 
     def recv(self, size: int) -> bytes:
         return self.request
 
     def send(self, data: bytes) -> int:
         self.sent = data
+        self.sends += 1
         return len(data)
 
     def getpeername(self) -> tuple[str, int]:
         return "127.0.0.1", 50_000
 
 
-def without_kernel(engine: Engine, request: bytes) -> Callable[[], None]:
+def without_kernel(
+    engine: Engine, request: bytes, client: Client | None = None
+) -> Callable[[], None]:
     """An operation: one read, answered; everything is real but socket, poller and threads."""
-    client: Any = Client(request)
+    client = client or Client(request)
     base = base_environ("localhost", "1826", sys.stderr)
-    conn: Any = Connection(client, FakeLoop(), base, ConnectionState.IDLE)
+    sock: Any = client
+    conn: Any = Connection(sock, FakeLoop(), base, ConnectionState.IDLE)
 
     def operation() -> None:
         engine.received(conn, conn.receive())
@@ -94,6 +98,15 @@ def without_kernel(engine: Engine, request: bytes) -> Callable[[], None]:
     for _ in range(WARM_UP):
         operation()
     return operation
+
+
+def count_sends(engine: Engine, request: bytes) -> int:
+    """How many sends answer one read."""
+    client = Client(request)
+    operation = without_kernel(engine, request, client)
+    client.sends = 0
+    operation()
+    return client.sends
 
 
 # calls and instructions
@@ -362,7 +375,7 @@ PLANTS: dict[str, Callable[[], type[Engine]]] = {
 def measure(kind: type[Engine] = Engine) -> dict[str, Any]:
     """All figures, with an engine of this kind."""
     engine = kind(application)
-    figures: dict[str, Any] = {"python": sys.version_info[:2], "left": {}, "traced": {}}
+    figures: dict[str, Any] = {"python": sys.version_info[:2], "left": {}, "traced": {}, "sends": {}}
     hello = without_kernel(engine, GET)
     figures["calls"], figures["C calls"] = count_calls(hello)
     figures["instructions"] = count_instructions(hello)
@@ -370,6 +383,7 @@ def measure(kind: type[Engine] = Engine) -> dict[str, Any]:
         operation = without_kernel(engine, request)
         figures["left"][name] = blocks_left(operation)
         figures["traced"][name] = traced_left(operation)
+        figures["sends"][name] = count_sends(engine, request)
     return {**figures, **measure_loop(engine)}
 
 
@@ -384,6 +398,7 @@ def judge(figures: dict[str, Any]) -> list[str]:
         for name, blocks in figures[way].items():
             if blocks > 0:
                 wrong.append(f"{blocks} blocks are left after {REQUESTS} times {name} ({way})")
+    wrong += [f"{n} sends for {name}" for name, n in figures["sends"].items() if n != 1]
     if figures["left in the loop"] >= REQUESTS:
         wrong.append(f"{figures['left in the loop']} blocks are left in the loop")
     wanted = {"recv": 16.0, "send": 16.0, "wait": 1.0}
