@@ -375,7 +375,8 @@ PLANTS: dict[str, Callable[[], type[Engine]]] = {
 def measure(kind: type[Engine] = Engine) -> dict[str, Any]:
     """All figures, with an engine of this kind."""
     engine = kind(application)
-    figures: dict[str, Any] = {"python": sys.version_info[:2], "left": {}, "traced": {}, "sends": {}}
+    figures: dict[str, Any] = {name: {} for name in ("left", "traced", "sends")}
+    figures["python"] = sys.version_info[:2]
     hello = without_kernel(engine, GET)
     figures["calls"], figures["C calls"] = count_calls(hello)
     figures["instructions"] = count_instructions(hello)
