@@ -357,8 +357,9 @@ class ResponseWriter:
         if lower in _HOP_BY_HOP:
             if lower == "connection" and "close" in value.lower():
                 self.keep_alive = False
-            switching = lower == "upgrade" and self._lines[0].startswith(b"HTTP/1.1 101")
-            return line if switching else b""
+            status = self._lines[0][9:12] if lower == "upgrade" else b""
+            wanted = b"Connection: upgrade\r\n" if status == b"426" else b""
+            return line + wanted if status in (b"101", b"426") else b""
         if lower == "date":
             self._lines[1] = self._lines[1].partition(b"Date:")[0]
         elif lower == "server":

@@ -465,6 +465,12 @@ class TestFraming:
         assert not response.keep_alive
         assert wire.fields("Content-Length") == []
 
+    def test_426_says_what_would_be_welcome(self):
+        wire, response = call(simple([b"x"], "426 Upgrade Required", [("Upgrade", "websocket")]))
+        assert wire.fields("Upgrade") == ["websocket"]
+        assert wire.fields("Connection") == ["upgrade"]
+        assert (wire.body, response.keep_alive) == (b"x", True)
+
     def test_http_1_0_is_told_when_the_connection_stays(self):
         wire, response = call(simple([b"x"]), OLD_KEPT)
         assert wire.fields("Connection") == ["keep-alive"]
