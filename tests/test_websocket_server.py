@@ -138,6 +138,17 @@ def test_refusals(server):
         assert ws.recv(20) == "in"
 
 
+def test_an_upgrade_that_is_required_is_named(server):
+    with socket.create_connection((server.host, server.port), timeout=20) as sock:
+        sock.sendall(REQUEST.replace(b"Version: 13", b"Version: 12"))
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += sock.recv(1)
+    assert head.startswith(b"HTTP/1.1 426 Upgrade Required\r\n")
+    for field in (b"Upgrade: websocket", b"Connection: upgrade", b"Sec-WebSocket-Version: 13"):
+        assert b"\r\n" + field + b"\r\n" in head
+
+
 def test_a_chat_room():
     with serving() as server, ExitStack() as stack:
         members = [stack.enter_context(visit(server, "/chat")) for _ in range(20)]
