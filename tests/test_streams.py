@@ -692,7 +692,7 @@ def test_other_mistakes_are_refused():
 
 def test_the_last_event_id_is_utf_8():
     assert streams.last_event_id({}) == ""
-    assert streams.last_event_id({"HTTP_LAST_EVENT_ID": "caf\xc3\xa9"}) == "caf\xe9"
+    assert streams.last_event_id({"HTTP_LAST_EVENT_ID": "\xc3\xa9t\xc3\xa9"}) == "\xe9t\xe9"
     assert streams.last_event_id({"HTTP_LAST_EVENT_ID": "\xff"}) == "\ufffd"
 
 
