@@ -345,8 +345,9 @@ class TestEnd:
         ):
             for pid in children if to == "everybody" else ():
                 os.kill(pid, signal.SIGTERM)
+                assert idle.pop(pid).recv(100) == b""  # it has heard; the parent will say it again
             parent.terminate()
-            assert [sock.recv(100) for sock in idle.values()] == [b"", b""]
+            assert [sock.recv(100) for sock in idle.values()] == [b""] * len(idle)
             until(lambda: not answers(port))
             assert children_of(parent.pid) == children
             for sock in busy.values():
@@ -497,6 +498,14 @@ class TestEnd:
 
 
 class TestChild:
+    def test_told_twice_it_is_the_same_stop(self):
+        processes = Processes(Server(Engine(app), processes=2))
+        processes._leave()
+        deadline = processes._server._deadline
+        processes._leave()
+        assert processes._server._deadline == deadline > time.monotonic()
+        processes._close()
+
     def test_what_was_printed_is_not_lost_nor_printed_twice(self, tmp_path):
         (tmp_path / "talker.py").write_text(
             "import os\n"
