@@ -56,6 +56,34 @@ def lines(style: str) -> int:
 
 
 @dataclass(frozen=True)
+class Side:
+    """One style: lines of code, threads and bytes for each idle connection, and microseconds of
+    processor time for a message of 64 bytes there and back."""
+
+    style: str
+    lines: int
+    threads: float
+    bytes: float
+    microseconds: float
+
+
+def side_by_side(connections: int = 300, seconds: float = 0.5) -> list[Side]:
+    """All four on hop, each in a process of its own; small runs, for a first look."""
+    from examples.bench_websocket import hold, measure
+
+    sides = []
+    for style in STYLES:
+        name = f"hop-{style.replace(' ', '-')}"
+        idle, busy = hold(name, connections), measure(name, 50, seconds)
+        if idle.connections < connections or busy.errors:
+            raise RuntimeError(f"{name} lost connections")
+        sides.append(
+            Side(style, lines(style), round(idle.threads_each, 2), idle.bytes_each, busy.cpu)
+        )
+    return sides
+
+
+@dataclass(frozen=True)
 class Span:
     """What one thread did for one client, in seconds since the recording began: it ran the
     style's code (`busy`), or sat and waited for bytes."""

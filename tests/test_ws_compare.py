@@ -37,6 +37,20 @@ def test_a_shared_protocol_counts_for_both():
     assert counted["websockets event"] > counted["websockets std"] / 2
 
 
+def test_side_by_side():
+    sides = ws_compare.side_by_side(connections=60, seconds=0.1)
+    assert [side.style for side in sides] == list(STYLES)
+    for side in sides:
+        assert (side.threads > 0.9) == (side.style == "websockets std")
+        assert side.microseconds > 0
+
+
+def test_the_poller_s_thread_serves_all():
+    spans = record("wsproto low", clients=3, messages=2, pause=0.001)
+    assert {span.client for span in spans} == {1, 2, 3}
+    assert all(span.busy for span in spans)
+
+
 def together(spans, thread):
     return sorted((s.start, s.end, s.busy) for s in spans if s.thread == thread)
 
