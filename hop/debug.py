@@ -23,17 +23,17 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from http import HTTPStatus
+from itertools import accumulate, chain, repeat, takewhile
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 from hop.connection import Connection
-from hop.engine import ConnectionState
+from hop.engine import ConnectionState, Engine
 from hop.errors import ProtocolError
 from hop.hijack import Channel
 from hop.leader import Follower, InlineLoop, LeaderFollowers, Monitor
 from hop.listener import ListenConfig, TcpBind, UnixBind, parse_bind
-from hop.parser import RequestHead
 from hop.poller import EpollPoller, SelectorPoller
 from hop.server import Server
 from hop.testing import serve
@@ -69,7 +69,6 @@ __all__ = [
     "connections_page",
     "debug_port",
     "doing",
-    "frames_of",
     "groups",
     "has_gil",
     "heading",
@@ -94,16 +93,6 @@ __all__ = [
     "vars_page",
 ]
 
-
-def frames_of(frame: FrameType | None) -> list[FrameType]:
-    """The frames of a thread from this one outwards: the innermost first."""
-    frames = []
-    while frame is not None:
-        frames.append(frame)
-        frame = frame.f_back
-    return frames
-
-
 LOOKING = threading.Lock()  # the garbage collector is kept still by one observer at a time
 
 
@@ -112,27 +101,33 @@ def has_gil() -> bool:
     return not hasattr(sys, "_is_gil_enabled") or sys._is_gil_enabled()
 
 
-def check_gil() -> None:
-    """ProtocolError (501) on an interpreter without the GIL."""
-    if not has_gil():
-        raise ProtocolError(HTTPStatus.NOT_IMPLEMENTED, "frames cannot be read without the GIL")
+def snapshot() -> dict[int, list[FrameType]]:
+    """The frames of each thread, the innermost first, by its number. Empty without the GIL.
 
-
-def snapshot() -> dict[int, FrameType]:
-    """The innermost frame of each thread, by its number. Empty without the GIL.
-
-    Not while the garbage collector runs: the two together can deadlock (CPython issue 106883).
+    The walk is one call into C without a run of the garbage collector: no thread moves meanwhile.
     """
     if not has_gil():
         return {}
+    taken: dict[int, dict[int, FrameType]] = {}
+    current = map(taken.setdefault, (0,), iter(sys._current_frames, None))
+    innermost = chain.from_iterable(map(dict.values, current))
+    links: Any = map(chain, zip(innermost), repeat(repeat("f_back")))
+    walks: Any = map(takewhile, repeat(bool), map(accumulate, links, repeat(getattr)))
     with LOOKING:
         enabled = gc.isenabled()
         gc.disable()
         try:
-            return sys._current_frames()
+            stacks = list(map(list, walks))  # here it happens
         finally:
             if enabled:
                 gc.enable()
+    return dict(zip(taken[0], stacks, strict=True))
+
+
+def check_gil() -> None:
+    """ProtocolError (501) on an interpreter without the GIL."""
+    if not has_gil():
+        raise ProtocolError(HTTPStatus.NOT_IMPLEMENTED, "frames cannot be read without the GIL")
 
 
 class Doing(NamedTuple):
@@ -150,12 +145,10 @@ class Doing(NamedTuple):
 def doing(frames: list[FrameType]) -> Doing:
     """What the thread with these frames, the innermost first, does."""
     for frame in frames:
-        if frame.f_globals.get("__name__") in ("hop.engine", "hop.hijack"):
+        if frame.f_code in (Engine._respond.__code__, Channel._call.__code__):
             conn, head = frame.f_locals.get("conn"), frame.f_locals.get("head")
-            if isinstance(conn, Connection) and isinstance(head, RequestHead):
-                return Doing("call", conn, f"{head.method} {head.target}")
-            if isinstance(conn, Connection) and frame.f_code is Channel._call.__code__:
-                return Doing("call", conn)
+            if isinstance(conn, Connection):
+                return Doing("call", conn, f"{head.method} {head.target}" if head else "")
     codes = {frame.f_code for frame in frames}
     if frames[0].f_code is Follower._run.__code__:
         return Doing("follower")
@@ -178,7 +171,7 @@ def survey() -> list[tuple[threading.Thread, list[FrameType], Doing]]:
     frames = snapshot()
     found = []
     for thread in threading.enumerate():
-        stack = frames_of(frames.get(thread.ident or 0))
+        stack = frames.get(thread.ident or 0)
         if stack:
             found.append((thread, stack, doing(stack)))
     return found
@@ -216,7 +209,8 @@ def threads_page() -> str:
     found.sort(key=lambda each: call_began(each[2], now))
     parts = []
     for thread, stack, does in found:
-        lines = "".join(traceback.format_stack(stack[0]))
+        places = traceback.StackSummary.extract((each, each.f_lineno) for each in stack[::-1])
+        lines = "".join(places.format())
         parts.append(f"{thread.name} ({thread.native_id}): {heading(does, now)}\n{lines}")
     return f"{len(found)} threads\n\n" + "\n".join(parts)
 
@@ -386,8 +380,8 @@ def look(found: Counter[Stack], waiting: bool = False) -> None:
     """Count the stack of each thread but this one; those that wait for work only on demand."""
     me = threading.get_ident()
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-    for ident, frame in snapshot().items():
-        codes = tuple(each.f_code for each in frames_of(frame))
+    for ident, frames in snapshot().items():
+        codes = tuple(frame.f_code for frame in frames)
         if ident != me and (waiting or not WAITING.intersection(codes[:2])):
             found[names.get(ident, "?"), codes[::-1]] += 1
 

@@ -29,7 +29,6 @@ from hop.debug import (
     connections,
     debug_port,
     doing,
-    frames_of,
     look,
     sample,
     survey,
@@ -263,13 +262,44 @@ def test_who_is_silent_by_nature_is_not_overdue(site):
 
 
 def test_doing_is_told_by_code_and_type():
-    frames = frames_of(sys._getframe())
+    frames = own_frames()
     assert doing(frames).what == "other"
-    assert frames[0].f_code.co_name == "test_doing_is_told_by_code_and_type"
-    assert frames_of(None) == []
-    space = {"__name__": "hop.engine", "doing": doing, "frames_of": frames_of, "sys": sys}
-    exec("def call(conn, head):\n    return doing(frames_of(sys._getframe()))", space)
-    assert space["call"](1, 2).what == "other"
+    assert doing([Frame(Engine._respond.__code__, {}), *frames]).what == "other"
+    assert doing([Frame(Engine._respond.__code__, {"conn": 1}), *frames]).what == "other"
+
+
+class Frame:
+    """A frame that is about to be left, or has been renamed inside."""
+
+    def __init__(self, code, local):
+        self.f_code, self.f_locals = code, local
+
+
+def own_frames():
+    return debug.snapshot()[threading.get_ident()]
+
+
+def test_the_walk_is_one_step_and_complete():
+    """Python code that runs in the middle of it would let other threads move their frames."""
+    called = []
+    sys.setprofile(
+        lambda frame, event, arg: event in ("call", "c_call")
+        and called.append(getattr(arg, "__name__", frame.f_code.co_name))
+    )
+    try:
+        taken = debug.snapshot()
+    finally:
+        sys.setprofile(None)
+    start = called.index("disable")
+    assert called[start + 1] == "enable"
+    frame, expected = sys._getframe(), []
+    while frame is not None:
+        expected.append(frame)
+        frame = frame.f_back
+    mine = taken[threading.get_ident()]
+    assert mine[0].f_code is debug.snapshot.__code__
+    assert mine[1:] == expected
+    assert set(taken) == {each.ident for each in threading.enumerate()}
 
 
 def test_a_follower_is_one_that_stands_in_run():
@@ -499,7 +529,7 @@ def test_a_look_counts_each_thread_once():
     assert sum(mine.values()) == 2
     assert "test_a_look_counts_each_thread_once.<locals>.stand (tests/test_debug.py)" in line
     assert not any(frame.f_code in codes for codes in [c for _, c in found]
-                   for frame in frames_of(sys._getframe())[:1])  # fmt: skip
+                   for frame in own_frames()[1:2])  # fmt: skip
 
 
 def test_who_waits_for_work_is_left_out(site):
