@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from hop.adaptor import ResponseWriter
 from hop.connection import Connection
+from hop.engine import CLOSING
 from hop.errors import ClientDisconnected
 from hop.poller import READ, Timer
 
@@ -411,6 +412,7 @@ class Channel:
         """End the connection at once; what waits is lost."""
         self._finish(ABORT)
         self._call_leader()
+        self._conn.loop.post(self._hurry, 0.0)  # in case `close` came before
 
     def _finish(self, how: int) -> None:
         with self._lock:
@@ -469,6 +471,20 @@ class Channel:
             conn.loop.engine.pass_on(conn, "end")
         else:
             conn.loop.engine.pass_on(conn, "last")
+            if self.write_timeout is not None:
+                self._hurry(self.write_timeout)
+
+    def _hurry(self, patience: float) -> None:
+        """Cut the connection when it is closing and nothing has left for so many seconds."""
+        conn, loop = self._conn, self._conn.loop
+        if conn.state is not CLOSING:
+            return
+        idle = loop.now - conn.since
+        if idle >= patience:
+            conn.reset()
+            conn.cut()
+        else:
+            loop.poller.call_later(patience - idle, partial(self._hurry, patience))
 
     def look(self, now: float) -> None:
         """End the channel when one of its deadlines has passed; nobody owns it."""

@@ -1391,6 +1391,30 @@ class TestDeadlines:
         self.pass_time(clock, loop, 8)
         assert notes == []
 
+    def test_the_last_words_have_the_channels_patience(self, clocked, notes):
+        clock, loop, client, conn, channel = clocked
+        channel.write_timeout = 10.0
+        channel.write(bytes(1 << 24))
+        channel.close()
+        self.pass_time(clock, loop, 8)
+        assert notes == ["closed"]
+        client.recv(1 << 20)  # it takes something: the clock begins anew
+        self.pass_time(clock, loop, 8)
+        assert conn.state == CLOSING
+        self.pass_time(clock, loop, 5)
+        assert conn.state == CLOSED
+
+    def test_an_abort_behind_a_close(self, clocked, notes):
+        clock, loop, _client, conn, channel = clocked
+        channel.write(bytes(1 << 24))
+        channel.close()
+        self.pass_time(clock, loop, 1)
+        assert conn.state == CLOSING
+        channel.abort()
+        turn(loop, 3)
+        assert conn.state == CLOSED
+        assert notes == ["closed"]
+
     def test_a_parked_channel_is_not_parked_twice(self, clocked):
         _clock, loop, client, conn, channel = clocked
         loop.full = True
