@@ -301,9 +301,7 @@ class Metric(NamedTuple):
 def server_metrics(server: Server) -> Iterator[Metric]:
     """What the server has of connections, threads and room."""
     everybody, loops, engine = connections(server), groups(server), server.engine
-    answered = getattr(engine, "requests", None)
-    if answered is not None:
-        yield Metric("hop_requests_total", "counter", "Requests answered.", {"": answered})
+    yield Metric("hop_requests_total", "counter", "Requests answered.", {"": engine.requests})
     states = Counter(conn.state for conn in everybody)
     by_state = {state.name.lower(): states[state] for state in ConnectionState}
     yield Metric("hop_connections", "gauge", "Connections, by state.", by_state, "state")

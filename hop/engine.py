@@ -216,6 +216,7 @@ class Engine:
         self.max_drain_size = max_drain_size
         self.max_pipelined = max_pipelined
         self.bridge: Bridge | None = None
+        self.requests = 0  # calls so far; an observer may read it
         self.date = DateField()
         self._access = access_log.isEnabledFor(logging.INFO)
 
@@ -283,6 +284,7 @@ class Engine:
         loop = conn.loop
         conn.state = CALL
         conn.since = loop.now
+        self.requests += 1
         deadline = None if self.request_timeout is None else loop.now + self.request_timeout
         response = ResponseWriter(conn, head, self.date.lines(loop.now), deadline)
         environ = build_environ(conn.base, head, body, response)
