@@ -50,6 +50,9 @@ class Loop(Protocol):
     def wait_writable(self, conn: Any) -> None:
         """Block the calling thread until the client has taken what waits for it."""
 
+    def assist(self, conn: Any) -> None:
+        """Send what waits for the client while the calling thread makes more."""
+
 
 class Successor(Protocol):
     """What an application puts in the place of HTTP on its connection.
@@ -85,8 +88,8 @@ class Transport(Client, Protocol):
     def write(self, data: bytes) -> None:
         """Send, or keep what the kernel refuses. Raises ClientDisconnected."""
 
-    def push(self) -> None:
-        """Let what is held back to be joined with more wait no longer."""
+    def flush(self) -> bool:
+        """Send what waits; True when nothing is left. Raises ClientDisconnected."""
 
     def send_file(self, file: BinaryIO, offset: int, count: int) -> None:
         """Send part of a file."""
@@ -274,8 +277,8 @@ class DateField:
         """Both lines; `now` is the loop's monotonic clock (RFC 9110, section 6.6.1)."""
         if now >= self._until:
             wall = self._clock()
-            self._until = now + 1 - wall % 1
             self._lines = SERVER_LINE + b"Date: %b\r\n" % formatdate(wall, usegmt=True).encode()
+            self._until = now + 1 - wall % 1  # last: another thread may be asking
         return self._lines
 
 
@@ -440,10 +443,11 @@ class ResponseWriter:
                 raise RuntimeError("the connection was hijacked: write to its socket")
             self._put(b"" if self.sent else self._head(None), data)
             conn = self.conn
-            if conn.backlog is not None:
-                conn.push()
+            if conn.backlog is not None and not conn.flush():
                 if conn.pending() > conn.loop.max_unsent:
                     conn.loop.wait_writable(conn)
+                else:
+                    conn.loop.assist(conn)
 
     def send(self, result: Iterable[bytes]) -> None:
         """Send what the application returned, and finish the response."""
@@ -534,7 +538,7 @@ class ResponseWriter:
         if successor.silent:
             self.status = self.status or "101 Switching Protocols"
             self.sent = True
-            self._left = 0
+            self._left, self._chunked = 0, False
 
     def _leave(self) -> Framing:
         """Who has the connection next ends the answer by ending the connection.

@@ -84,7 +84,7 @@ class Backlog:
     """Output that waits: parts in order, and their `size` in bytes.
 
     It waits because the kernel refused it, or, `corked`, because more will come at once. Whoever
-    appends or sends holds the `lock`: what is corked may be pushed by another thread.
+    appends or sends holds the `lock`: another thread than the owner may push.
     """
 
     __slots__ = ("corked", "lock", "parts", "size", "small")
@@ -193,12 +193,14 @@ class Connection:
         except OSError as error:
             raise ClientDisconnected(str(error)) from None
         if sent < size:
-            self.backlog = Backlog()
-            self.backlog.append(memoryview(data)[sent:])
+            backlog = Backlog()
+            backlog.append(memoryview(data)[sent:])
+            self.backlog = backlog
 
     def pending(self) -> int:
         """Bytes that wait to be sent."""
-        return 0 if self.backlog is None else self.backlog.size
+        backlog = self.backlog  # looked at once: it may vanish
+        return 0 if backlog is None else backlog.size
 
     def flush(self) -> bool:
         """Send what waits, BUDGET bytes at most; True when nothing is left.
@@ -228,12 +230,19 @@ class Connection:
         if self.backlog is None:
             self.backlog = Backlog(corked=True)
 
-    def push(self) -> None:
-        """Send what is corked, which is not to wait any longer; from any thread."""
+    def push(self) -> bool:
+        """Send what waits, from any thread; whether the kernel has refused some of it."""
         backlog = self.backlog
-        if backlog is not None and backlog.corked:
-            with contextlib.suppress(OSError), backlog.lock:  # the owner will hear of an error
+        if backlog is None:
+            return False
+        try:
+            with backlog.lock:
                 backlog.send(self.sock)
+                return backlog.size > 0
+        except BlockingIOError:
+            return True
+        except OSError:  # the owner will hear of it
+            return False
 
     def send_file(self, file: BinaryIO, offset: int, count: int) -> None:
         """Send part of a plain file with sendfile(2) as the socket takes it.
@@ -242,9 +251,10 @@ class Connection:
         """
         if count:
             part = FilePart(file, offset, count)
-            if self.backlog is None:
-                self.backlog = Backlog()
-            self.backlog.append_file(part)
+            backlog = self.backlog or Backlog()
+            with backlog.lock:  # a push may be at work on it
+                backlog.append_file(part)
+            self.backlog = backlog
             self.flush()
 
     def hang_up(self) -> None:
@@ -264,11 +274,13 @@ class Connection:
 
     def close(self) -> None:
         """Close the socket and forget what was not sent. Only the owner may do this."""
-        if self.backlog is not None:
-            self.backlog.close()
-            self.backlog = None
-        self.incoming = None
-        self.sock.close()
+        backlog, self.backlog, self.incoming = self.backlog, None, None
+        if backlog is None:
+            self.sock.close()
+            return
+        with backlog.lock:  # a push may be at work on it, and on the descriptor
+            backlog.close()
+            self.sock.close()
 
     def peer_name(self) -> tuple[str, int] | str:
         """The address of the other end: `(host, port)`, or a unix socket's path.

@@ -121,8 +121,8 @@ class Transport(adaptor.Transport, Protocol):
     def cork(self) -> None:
         """Let what is written wait for more."""
 
-    def flush(self) -> bool:
-        """Send what waits; True when nothing is left."""
+    def push(self) -> bool:
+        """Send what waits, and leave the cork in; whether some of it was refused."""
 
     def hang_up(self) -> None:
         """Send nothing more, but read on."""

@@ -385,7 +385,7 @@ class Channel:
     def _waiting(self) -> int:
         if self._early is not None:
             return sum(map(len, self._early))
-        return 0 if self._conn.backlog is None else self._conn.backlog.size
+        return self._conn.pending()
 
     def _call_leader(self) -> None:
         """Let the loop look at the channel, although nothing arrived."""
@@ -411,6 +411,8 @@ class Channel:
     def abort(self) -> None:
         """End the connection at once; what waits is lost."""
         self._finish(ABORT)
+        if self._early is None:
+            self._conn.cut()  # the rest must wait for the leader, and that for a thread
         self._call_leader()
         self._conn.loop.post(self._hurry, 0.0)  # in case `close` came before
 
@@ -420,6 +422,8 @@ class Channel:
 
     def call_later(self, delay: float, fn: Callable[[], object]) -> Later:
         """Call `fn()` in `delay` seconds, unless it is cancelled or the channel ends before."""
+        if not delay < float("inf"):
+            raise ValueError(f"{delay!r} is no delay")
         loop = self._conn.loop
         later = Later(loop.now + delay, fn)
         loop.post(partial(self._arm, delay), later)
@@ -512,6 +516,7 @@ class Channel:
             data = conn.receive()
             if data:
                 self._call(self._handler, self, data)
+                self._heard = conn.loop.now
             elif data is not None:
                 self._finish(ABORT if conn.backlog is None else CLOSE)
         self._work()
@@ -522,7 +527,6 @@ class Channel:
             self._call(self._due.pop(0))
         if self._end and not self._told:
             self._call(self.conclude)
-        self._heard = self._conn.loop.now
 
     def _call(self, fn: Callable[..., object], *arguments: Any) -> None:
         """Application code, under a call record: if it blocks, another thread leads."""
@@ -569,6 +573,7 @@ class Channel:
             if early:
                 self._send(b"".join(early))
             self._see_drained()
+        self._heard = loop.now
         loop.engine.pass_on(conn, "upgraded", self)
         if loop.draining:
             self.drain()

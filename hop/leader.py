@@ -194,8 +194,16 @@ class InlineLoop:
 
     def _hush(self, conn: Connection) -> None:
         """Read nothing from it. What waits on an upgraded connection is sent all the same."""
-        waits = conn.state is UPGRADED and not conn.incoming.flush()
+        if conn.state is UPGRADED:
+            waits = not conn.incoming.flush()
+        else:
+            waits = conn.owned and conn.push()
         self._watch(conn, WRITE if waits else 0)
+
+    def assist(self, conn: Connection) -> None:
+        """Send what waits on `conn` while its owner makes more."""
+        if conn.owned:
+            self.post(self._silence, conn)
 
     def again(self, conn: Connection) -> None:
         """Serve `conn` in the next batch, whether or not the poller reports it."""
@@ -488,12 +496,14 @@ class LeaderFollowers(InlineLoop):
     def begin(self, conn: Connection, call: object) -> None:
         """A call starts. Inline it runs under a record; eagerly the lead passes on first."""
         if conn.owned:
-            conn.push()
+            if conn.push():
+                self.assist(conn)
             return
         if self.eager:
             conn.since = time.monotonic()
             if self._hand_over(conn):
-                conn.push()
+                if conn.push():
+                    self.assist(conn)
                 return
         self.calls[conn] = call
         if self.monitor_parked:
@@ -530,7 +540,8 @@ class LeaderFollowers(InlineLoop):
                 self._followers.append(follower)
                 return False
             self._pass_lead(follower, conn)
-        conn.push()
+        if conn.push():
+            self.assist(conn)
         return True
 
     def wait_writable(self, conn: Connection) -> None:

@@ -630,6 +630,8 @@ def accept(
     `on_message(ws, message)` gets str or bytes, `on_close(ws, code, reason)` is called once.
     TypeError for a limit that does not exist.
     """
+    if isinstance(origins, str) or isinstance(subprotocols, str):
+        raise TypeError("origins and subprotocols are collections of strings")
     wrong = refusal(environ, origins)
     if wrong is None and "hop.hijacker" not in environ:
         wrong = Refusal("501 Not Implemented", "This server does not give connections away.")

@@ -30,6 +30,9 @@ class FakeLoop:
     def end(self, conn: Any) -> None:
         self.calls.append("end")
 
+    def assist(self, conn: Any) -> None:
+        self.calls.append("assist")
+
     def wait_writable(self, conn: Any) -> None:
         self.calls.append("wait")
         conn.room = 1 << 40
@@ -90,10 +93,17 @@ class FakeConnection:
             self.backlog = Waiting()
             self.backlog.corked = True
 
-    def push(self) -> None:
-        if self.backlog is not None and self.backlog.corked:
-            self.sent += b"".join(self.backlog)
-            self.backlog.clear()
+    def push(self) -> bool:
+        if self.backlog is None:
+            return False
+        waiting = b"".join(self.backlog)
+        self.backlog.clear()
+        self.sent += waiting[: self.room]
+        rest = waiting[self.room :]
+        self.room -= len(waiting) - len(rest)
+        if rest:
+            self.backlog.append(rest)
+        return bool(rest)
 
     def send_file(self, file: BinaryIO, offset: int, count: int) -> None:
         self.log.append("send_file")

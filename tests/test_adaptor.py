@@ -52,7 +52,7 @@ class Wire:
         self.writes: list[bytes] = []
         self.log: list[Any] = []
         self.room = room
-        self.pushes = 0
+        self.flushes = 0
         self.backlog: list[bytes] | None = None
         self.loop = self
         self.draining = False
@@ -69,8 +69,12 @@ class Wire:
         self.log.append(("file", offset, count))
         self.write(os.pread(file.fileno(), count, offset))
 
-    def push(self) -> None:
-        self.pushes += 1
+    def flush(self) -> bool:
+        self.flushes += 1
+        return not self.backlog
+
+    def assist(self, conn: Any) -> None:
+        self.log.append("assist")
 
     def pending(self) -> int:
         return sum(map(len, self.backlog or ()))
@@ -630,8 +634,9 @@ class TestBody:
     def test_a_slow_client_holds_a_generator_and_no_list(self):
         piece = b"x" * (MAX_UNSENT // 2)
         wire, _ = call(simple(lambda: iter([piece] * 4)), wire=Wire(room=0))
-        assert [entry[0] for entry in wire.log] == ["wait", "wait"]
-        assert wire.log[0][1] > MAX_UNSENT
+        waits = [entry for entry in wire.log if entry != "assist"]
+        assert [entry[0] for entry in waits] == ["wait", "wait"]
+        assert waits[0][1] > MAX_UNSENT
         wire, _ = call(simple([piece] * 4), wire=Wire(room=0))
         assert wire.log == []
 
@@ -641,7 +646,7 @@ class TestBody:
         write = writer(wire=wire).start_response("200 OK", [])
         write(b"one")
         write(b"two")
-        assert wire.pushes == 2
+        assert wire.flushes == 2
 
     def test_exactly_the_high_water_mark_does_not_wait(self):
         wire = Wire()
@@ -650,9 +655,9 @@ class TestBody:
         write(b"x")
         wire.room = 0
         write(b"x" * MAX_UNSENT)
-        assert wire.log == []
+        assert wire.log == ["assist"]  # the thread goes on, and somebody else sends meanwhile
         write(b"x")
-        assert wire.log == [("wait", MAX_UNSENT + 1)]
+        assert wire.log == ["assist", ("wait", MAX_UNSENT + 1)]
 
     def test_a_client_that_left_is_nobodys_mistake(self):
         class Broken(Wire):

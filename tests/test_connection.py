@@ -700,26 +700,27 @@ class TestCork:
         assert conn.flush()
         assert sock.offered == [4, 3]
 
-    def test_a_backlog_that_the_kernel_refused_is_neither_corked_nor_pushed(self):
-        sock: Any = ScriptedSocket(1)
+    def test_a_backlog_that_the_kernel_refused_is_not_corked_but_pushed(self):
+        sock: Any = ScriptedSocket(1, BlockingIOError())
         conn = connected(sock)
         conn.write(b"one")
         backlog = conn.backlog
         conn.cork()
-        conn.push()
         assert conn.backlog is backlog
-        assert len(sock.offered) == 1
+        assert conn.push()  # refused again
+        assert not conn.push()
+        assert (conn.backlog, conn.pending(), bytes(sock.taken)) == (backlog, 0, b"one")
 
     def test_without_a_backlog_there_is_nothing_to_push(self):
         sock: Any = ScriptedSocket()
-        connected(sock).push()
+        assert not connected(sock).push()
         assert sock.offered == []
 
     def test_the_owner_hears_of_an_error_and_the_one_who_pushes_does_not(self, conn):
         conn.cork()
         conn.write(b"one")
         conn.cut()
-        conn.push()
+        assert not conn.push()
         with pytest.raises(ClientDisconnected):
             conn.flush()
 
@@ -747,3 +748,27 @@ class TestCork:
         writer.join(20)
         assert order == ["sent", "written"]
         assert conn.pending() == 3
+
+    def test_a_file_is_not_appended_while_a_push_sends(self, conn, file):
+        conn.cork()
+        conn.backlog.lock.acquire()
+        thread = threading.Thread(target=conn.send_file, args=(file, 0, 10))
+        thread.start()
+        thread.join(0.05)
+        assert conn.pending() == 0
+        conn.backlog.lock.release()
+        thread.join(20)
+        assert not thread.is_alive()
+
+    def test_nothing_is_closed_while_a_push_sends(self, conn):
+        conn.cork()
+        conn.write(b"one")
+        lock = conn.backlog.lock
+        lock.acquire()
+        thread = threading.Thread(target=conn.close)
+        thread.start()
+        thread.join(0.05)
+        assert conn.sock.fileno() >= 0
+        lock.release()
+        thread.join(20)
+        assert conn.sock.fileno() == -1

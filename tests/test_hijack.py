@@ -1100,6 +1100,32 @@ class TestLater:
             client.close()
             other.close()
 
+    @pytest.mark.parametrize("delay", [float("nan"), float("inf")])
+    def test_a_delay_that_is_none(self, delay):
+        """It would stop the poller, and with it everybody."""
+        with rig(channel_app(echo)) as (loop, client, conn):
+            client.sendall(request())
+            turn(loop)
+            with pytest.raises(ValueError, match="no delay"):
+                conn.incoming.call_later(delay, print)
+
+    def test_a_timer_is_no_input(self):
+        clock = Clock()
+        with rig(channel_app(echo), clock=clock) as (loop, client, conn):
+            client.sendall(request())
+            turn(loop)
+            channel = conn.incoming
+            channel.read_timeout = 5.0
+
+            def tick():
+                channel.call_later(1.0, tick)
+
+            tick()
+            for _ in range(20):
+                clock.now += 0.5
+                turn(loop, 2)
+            assert channel.closed
+
     def test_from_another_thread_and_not_after_the_end(self, notes):
         clock = Clock()
         with rig(channel_app(echo), clock=clock) as (loop, client, conn):

@@ -21,8 +21,9 @@ import hop.server
 from hop import Engine
 from hop.adaptor import _field_lines, _status_lines
 from hop.engine import ConnectionState
+from hop.leader import InlineLoop
 from hop.parser import Limits, _lines, _names
-from hop.poller import default_poller
+from hop.poller import READ, default_poller
 from hop.server import Server
 from hop.storage import Storage
 from hop.testing import serve
@@ -300,7 +301,8 @@ class TestNothingSpins:
         with serve(desk) as served, connect(served, request("/stream"), room=4096) as sock:
             until(lambda: [c for c in group_of(served).connections.values() if c.owned])
             sock.sendall(GET)
-            until(lambda: [c for c in group_of(served).connections.values() if not c.interest])
+            table = group_of(served).connections
+            until(lambda: [c for c in table.values() if not c.interest & READ])
             assert_quiet(served, counting)
 
     def test_at_max_connections(self, desk, counting):
@@ -438,6 +440,61 @@ class TestThreads:
                 assert [answer(each) for each in burners] == [(200, b"hello")] * 4
         finally:
             stop.set()
+
+
+class TestStreams:
+    @pytest.mark.parametrize("before", [0, 1])
+    def test_a_piece_arrives_while_the_next_one_is_made(self, before, monkeypatch):
+        """PEP 3333: also what the kernel refused at first, and also behind a pipelined answer."""
+        piece, gate = bytes(900_000), threading.Event()
+        admit = InlineLoop.admit
+
+        def narrow(loop, sock, base):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+            admit(loop, sock, base)
+
+        def app(environ, start_response):
+            start_response("200 OK", [("Content-Length", str(len(piece) + 3))])
+            if environ["PATH_INFO"] == "/quick":
+                return [piece, b"end"]
+            return pieces()
+
+        def pieces():
+            yield piece
+            assert gate.wait(60)
+            yield b"end"
+
+        monkeypatch.setattr(InlineLoop, "admit", narrow)
+        data = request("/quick") * before + request("/stream")
+        with serve(app) as served, connect(served, data, room=4096) as sock:
+            try:
+                left = (before + 1) * len(piece) + 3 * before
+                while left > 0:
+                    left -= len(sock.recv(1 << 16))
+            finally:
+                gate.set()
+            while not sock.recv(1 << 16).endswith(b"end"):
+                pass
+
+    def test_a_stream_behind_a_pipelined_request_hears_that_its_client_has_gone(self):
+        over = threading.Event()
+
+        def app(environ, start_response):
+            start_response("200 OK", [])
+            return forever() if environ["PATH_INFO"] == "/stream" else [b"hello"]
+
+        def forever():
+            try:
+                while not over.wait(0.001):
+                    yield b"x" * 20
+            finally:
+                over.set()
+
+        with serve(app) as served:
+            with connect(served, request("/") + request("/stream")) as sock:
+                assert sock.recv(1 << 16)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            assert over.wait(5)  # long before a MiB of it would have been kept
 
 
 # --- the end of a connection ---------------------------------------------------------------------

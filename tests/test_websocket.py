@@ -703,3 +703,10 @@ class TestThreads:
         visit = Visit()
         visit.ws.ping()
         assert bytes(visit.channel.sent) == encode_frame(PING, b"")
+
+
+@pytest.mark.parametrize("option", ["origins", "subprotocols"])
+def test_one_string_is_no_collection(option):
+    """Else `in` would look for a part of it: https://shop.example.co in https://shop.example.com."""
+    with pytest.raises(TypeError, match="collections of strings"):
+        accept({}, lambda *_: None, lambda *_: None, **{option: "https://shop.example.com"})
