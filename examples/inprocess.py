@@ -141,6 +141,8 @@ class FakeLoop:
 
     def wait_writable(self, conn: Any) -> None: ...
 
+    def assist(self, conn: Any) -> None: ...
+
 
 def without_kernel(
     application: "WSGIApplication" = hello, make: Callable[[int], bytes] = same
