@@ -63,7 +63,7 @@ def sixteen_bytes(key: str) -> bool:
 
 def hijacker(environ: dict[str, Any]) -> Any:
     """What can give the connection away. Raises `Refusal` where the server has no such thing."""
-    if "hop.hijacker" not in environ:
+    if not environ.get("hop.hijacker"):
         raise Refusal("501 Not Implemented", "This server does not give connections away.")
     return environ["hop.hijacker"]
 

@@ -633,7 +633,7 @@ def accept(
     if isinstance(origins, str) or isinstance(subprotocols, str):
         raise TypeError("origins and subprotocols are collections of strings")
     wrong = refusal(environ, origins)
-    if wrong is None and "hop.hijacker" not in environ:
+    if wrong is None and not environ.get("hop.hijacker"):
         wrong = Refusal("501 Not Implemented", "This server does not give connections away.")
     if wrong is not None:
         headers = [("Content-Type", "text/plain; charset=utf-8"), *wrong.headers]
