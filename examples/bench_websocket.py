@@ -14,7 +14,6 @@ import select
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from pathlib import Path
 
 from examples.inprocess import OperationRow, gauge, std_server
 from examples.load_ws import Echoes, masked, unmasked, upgrade
-from examples.peers import PEERS_PYTHON, ROOT, Served, free_port, stop, wait_until_ready
+from examples.peers import PEERS_PYTHON, ROOT, Served, free_port, running
 from examples.targets import judge
 
 # A name for the tables: how examples/launch_ws.py calls the server, and the path of its echo.
@@ -129,16 +128,8 @@ def serving(kind: str, cpu: int | None = None, python: Path = PEERS_PYTHON) -> I
     own = sys.executable if kind in OURS else str(python)
     command = [own, "-m", "examples.launch_ws", kind, str(port)]
     command += ["--cpu", str(cpu)] if cpu is not None else []
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command, cwd=ROOT, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log,
-        )
-        try:
-            wait_until_ready(process, port, log)
-            yield Served(kind, port, process.pid)
-        finally:
-            stop(process)
+    with running(kind, port, command) as served:
+        yield served
 
 
 # messages there and back

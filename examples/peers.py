@@ -188,6 +188,21 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 @contextlib.contextmanager
+def running(kind: str, port: int, command: list[str]) -> Iterator[Served]:
+    """Run the command while the block runs. Raises RuntimeError when nobody listens in time."""
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command, cwd=ROOT, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log,
+        )
+        try:
+            wait_until_ready(process, port, log)
+            yield Served(kind, port, process.pid)
+        finally:
+            stop(process)
+
+
+@contextlib.contextmanager
 def serving(
     kind: str,
     target: str = "examples.workloads:hello",
@@ -211,13 +226,5 @@ def serving(
     ]
     command += ["--threads", str(threads)] if threads is not None else []
     command += ["--cpu", str(cpu)] if cpu is not None else []
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command, cwd=ROOT, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log,
-        )
-        try:
-            wait_until_ready(process, port, log)
-            yield Served(kind, port, process.pid)
-        finally:
-            stop(process)
+    with running(kind, port, command) as served:
+        yield served
