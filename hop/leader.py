@@ -627,7 +627,7 @@ class Watch:
     def look(self, now: float) -> bool:
         """Promote a follower if the leader is stuck; True when a call was seen."""
         group, leader = self.group, self.group.leader
-        if leader is None or group.eager:
+        if leader is None or (group.eager and not group.calls):
             self.promoted = False
             return False
         conn, call = next(iter(list(group.calls.items())), (None, None))

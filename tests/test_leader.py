@@ -1350,8 +1350,18 @@ class TestEstimate:
             assert looks < 100
         assert looks == 16
         assert watched.group.blocking == 1.0
+        watched.group.calls.clear()
         assert not watched.look()  # the monitor has nothing to see now
         assert not watched.watch.promoted
+
+    def test_a_call_that_began_before_it_went_eager_loses_the_lead_all_the_same(self, watched):
+        while not watched.group.eager:
+            watched.call()
+            watched.look()
+        assert not watched.conn.owned
+        assert watched.look()
+        assert watched.conn.owned
+        assert not watched.look()
 
     def test_work_speaks_against_it(self, watched):
         for number in range(200):
