@@ -853,11 +853,38 @@ def test_another_site_cannot_make_a_browser_ask(idle_app, site, status):
     assert ask(idle_app, "/debug/vars", HTTP_SEC_FETCH_SITE=site)[0] == status
 
 
+@pytest.mark.parametrize(("origin", "status"), [
+    ("http://localhost:6060", 200), ("https://localhost:6060", 200), ("HTTP://LOCALHOST:6060", 200),
+    ("null", 403), ("", 403), ("http://evil.example", 403), ("http://localhost", 403),
+    ("http://localhost:6061", 403), ("http://localhost:6060.evil.example", 403),
+    ("http://evil.example@localhost:6060", 403), ("http://localhost:6060, http://a.example", 403),
+    ("ftp://localhost:6060", 403), ("localhost:6060", 403),
+])  # fmt: skip
+def test_another_origins_form_is_refused_without_fetch_metadata(idle_app, origin, status):
+    assert ask(idle_app, "/debug/vars", HTTP_ORIGIN=origin)[0] == status
+
+
+def test_another_origins_form_changes_nothing(site):
+    with serve(site) as served, debug_port(served.server, "127.0.0.1:0") as url:
+        start, foreign = "/debug/heap?do=start", {"Origin": "http://evil.example"}
+        assert fetch(url, start, "POST", **foreign)[0] == 403
+        assert not tracemalloc.is_tracing()
+        assert fetch(url, "/debug/heap?do=stop", "POST", Origin=url)[0] == 200  # a button of ours
+
+
+@pytest.mark.parametrize("host", ["", None])
+def test_an_origin_without_a_host_is_refused(host):
+    app = DebugApp(Server(Engine(Site())), allow_remote=True)
+    assert ask(app, "/debug/vars", HTTP_HOST=host, HTTP_ORIGIN="null")[0] == 403
+
+
 def test_remote_clients_when_they_are_allowed():
     app = DebugApp(Server(Engine(Site())), allow_remote=True)
     there = {"REMOTE_ADDR": "192.0.2.7", "HTTP_HOST": "server.example:6060"}
     assert ask(app, "/debug/vars", **there)[0] == 200
     assert ask(app, "/debug/vars", HTTP_SEC_FETCH_SITE="cross-site", **there)[0] == 403
+    assert ask(app, "/debug/vars", HTTP_ORIGIN="http://server.example:6060", **there)[0] == 200
+    assert ask(app, "/debug/vars", HTTP_ORIGIN="http://evil.example", **there)[0] == 403
 
 
 @pytest.mark.parametrize("bind", [
