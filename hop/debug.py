@@ -23,7 +23,6 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from http import HTTPStatus
-from itertools import accumulate, chain, repeat, takewhile
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
@@ -35,7 +34,7 @@ from hop.hijack import Channel
 from hop.leader import Follower, InlineLoop, LeaderFollowers, Monitor
 from hop.listener import ListenConfig, TcpBind, UnixBind, parse_bind
 from hop.poller import EpollPoller, SelectorPoller
-from hop.server import Server
+from hop.server import Server, has_gil, snapshot
 from hop.testing import serve
 
 __all__ = [
@@ -45,7 +44,6 @@ __all__ = [
     "HZ",
     "IMPATIENCE",
     "LINKS",
-    "LOOKING",
     "METHODS",
     "METRICS",
     "NOT_TRACED",
@@ -70,7 +68,6 @@ __all__ = [
     "debug_port",
     "doing",
     "groups",
-    "has_gil",
     "heading",
     "heap_page",
     "heap_switch",
@@ -84,7 +81,6 @@ __all__ = [
     "queue",
     "sample",
     "server_metrics",
-    "snapshot",
     "survey",
     "threads_page",
     "title",
@@ -92,36 +88,6 @@ __all__ = [
     "unsent",
     "vars_page",
 ]
-
-LOOKING = threading.Lock()  # the garbage collector is kept still by one observer at a time
-
-
-def has_gil() -> bool:
-    """Whether this interpreter has the GIL, without which frames cannot be read safely."""
-    return not hasattr(sys, "_is_gil_enabled") or sys._is_gil_enabled()
-
-
-def snapshot() -> dict[int, list[FrameType]]:
-    """The frames of each thread, the innermost first, by its number. Empty without the GIL.
-
-    The walk is one call into C without a run of the garbage collector: no thread moves meanwhile.
-    """
-    if not has_gil():
-        return {}
-    taken: dict[int, dict[int, FrameType]] = {}
-    current = map(taken.setdefault, (0,), iter(sys._current_frames, None))
-    innermost = chain.from_iterable(map(dict.values, current))
-    links: Any = map(chain, zip(innermost), repeat(repeat("f_back")))
-    walks: Any = map(takewhile, repeat(bool), map(accumulate, links, repeat(getattr)))
-    with LOOKING:
-        enabled = gc.isenabled()
-        gc.disable()
-        try:
-            stacks = list(map(list, walks))  # here it happens
-        finally:
-            if enabled:
-                gc.enable()
-    return dict(zip(taken[0], stacks, strict=True))
 
 
 def check_gil() -> None:

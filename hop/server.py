@@ -6,6 +6,7 @@ Wiring, options, signals, and an end that loses nobody.
 
 import contextlib
 import dataclasses
+import gc
 import logging
 import os
 import resource
@@ -16,6 +17,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from itertools import accumulate, chain, repeat, takewhile
+from types import FrameType
 from typing import Any, NoReturn
 
 from hop.adaptor import ErrorStream, base_environ
@@ -294,13 +297,45 @@ def _dealt(listener: socket.socket) -> bool:
     )
 
 
+LOOKING = threading.Lock()  # the garbage collector is kept still by one observer at a time
+
+
+def has_gil() -> bool:
+    """Whether this interpreter has the GIL, without which frames cannot be read safely."""
+    return not hasattr(sys, "_is_gil_enabled") or sys._is_gil_enabled()
+
+
+def snapshot() -> dict[int, list[FrameType]]:
+    """The frames of each thread, the innermost first, by its number. Empty without the GIL.
+
+    The walk is one call into C without a run of the garbage collector: no thread moves meanwhile.
+    """
+    if not has_gil():
+        return {}
+    taken: dict[int, dict[int, FrameType]] = {}
+    current = map(taken.setdefault, (0,), iter(sys._current_frames, None))
+    innermost = chain.from_iterable(map(dict.values, current))
+    links: Any = map(chain, zip(innermost), repeat(repeat("f_back")))
+    walks: Any = map(takewhile, repeat(bool), map(accumulate, links, repeat(getattr)))
+    with LOOKING:
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            stacks = list(map(list, walks))  # here it happens
+        finally:
+            if enabled:
+                gc.enable()
+    return dict(zip(taken[0], stacks, strict=True))
+
+
 def _log_stacks(group: LeaderFollowers) -> None:
     """Write into the log where each thread is that does not come back from a handler."""
-    frames = sys._current_frames()
+    frames = snapshot()
     for thread in group.stuck():
-        if thread.ident in frames:
-            stack = "".join(traceback.format_stack(frames[thread.ident]))
-            error_log.error("cut off at shutdown, stuck here:\n%s", stack)
+        stack = frames.get(thread.ident or 0, [])[::-1]
+        if stack:
+            places = traceback.StackSummary.extract((each, each.f_lineno) for each in stack)
+            error_log.error("cut off at shutdown, stuck here:\n%s", "".join(places.format()))
 
 
 DEALS = sys.platform == "linux"  # elsewhere SO_REUSEPORT may give everything to one listener

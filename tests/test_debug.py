@@ -34,6 +34,7 @@ from hop.debug import (
     survey,
 )
 from hop.engine import ConnectionState
+from hop.server import snapshot
 from hop.testing import serve
 
 GET = b"GET %b HTTP/1.1\r\nHost: test.example\r\n\r\n"
@@ -276,30 +277,7 @@ class Frame:
 
 
 def own_frames():
-    return debug.snapshot()[threading.get_ident()]
-
-
-def test_the_walk_is_one_step_and_complete():
-    """Python code that runs in the middle of it would let other threads move their frames."""
-    called = []
-    sys.setprofile(
-        lambda frame, event, arg: event in ("call", "c_call")
-        and called.append(getattr(arg, "__name__", frame.f_code.co_name))
-    )
-    try:
-        taken = debug.snapshot()
-    finally:
-        sys.setprofile(None)
-    start = called.index("disable")
-    assert called[start + 1] == "enable"
-    frame, expected = sys._getframe(), []
-    while frame is not None:
-        expected.append(frame)
-        frame = frame.f_back
-    mine = taken[threading.get_ident()]
-    assert mine[0].f_code is debug.snapshot.__code__
-    assert mine[1:] == expected
-    assert set(taken) >= {each.ident for each in threading.enumerate()}
+    return snapshot()[threading.get_ident()]
 
 
 def test_a_follower_is_one_that_stands_in_run():
@@ -314,33 +292,6 @@ def test_a_follower_is_one_that_stands_in_run():
 def test_a_thread_that_has_ended_is_left_out(monkeypatch):
     monkeypatch.setattr(sys, "_current_frames", dict)
     assert survey() == []
-
-
-def test_the_collector_does_not_run_while_frames_are_taken(monkeypatch):
-    seen = []
-    real = sys._current_frames
-    monkeypatch.setattr(sys, "_current_frames", lambda: seen.append(gc.isenabled()) or real())
-    assert threading.get_ident() in debug.snapshot()
-    assert gc.isenabled()
-    gc.disable()
-    try:
-        debug.snapshot()
-        assert not gc.isenabled()
-    finally:
-        gc.enable()
-    monkeypatch.setattr(sys, "_current_frames", lambda: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        debug.snapshot()
-    assert gc.isenabled()
-    assert seen == [False, False]
-
-
-def test_two_observers_do_not_switch_the_collector_on_for_each_other(monkeypatch):
-    taken = []
-    monkeypatch.setattr(sys, "_current_frames", lambda: taken.append(debug.LOOKING.locked()) or {})
-    debug.snapshot()
-    assert taken == [True]
-    assert not debug.LOOKING.locked()
 
 
 @pytest.mark.parametrize("gil", [True, False])

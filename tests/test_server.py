@@ -1,6 +1,7 @@
 """The server's life: start, options, signals, and an end that loses nobody."""
 
 import contextlib
+import gc
 import http.client
 import os
 import re
@@ -11,12 +12,13 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import pytest
 
 from hop import Engine, Server
-from hop.server import STOP
+from hop.server import LOOKING, STOP, _log_stacks, snapshot
 from hop.testing import serve
 from tests.apps.plain import app
 
@@ -241,6 +243,83 @@ class TestShutdown:
             sock.sendall(b"def")
             assert answer(sock) == (200, b"6")
             sock.close()
+
+
+class TestStacks:
+    def test_the_walk_is_one_step_and_complete(self):
+        """Python code that runs in the middle of it would let other threads move their frames."""
+        called = []
+        sys.setprofile(
+            lambda frame, event, arg: event in ("call", "c_call")
+            and called.append(getattr(arg, "__name__", frame.f_code.co_name))
+        )
+        try:
+            taken = snapshot()
+        finally:
+            sys.setprofile(None)
+        start = called.index("disable")
+        assert called[start + 1] == "enable"
+        frame, expected = sys._getframe(), []
+        while frame is not None:
+            expected.append(frame)
+            frame = frame.f_back
+        mine = taken[threading.get_ident()]
+        assert mine[0].f_code is snapshot.__code__
+        assert mine[1:] == expected
+        assert set(taken) >= {each.ident for each in threading.enumerate()}
+
+    def test_the_collector_does_not_run_while_frames_are_taken(self, monkeypatch):
+        seen = []
+        real = sys._current_frames
+        monkeypatch.setattr(sys, "_current_frames", lambda: seen.append(gc.isenabled()) or real())
+        assert threading.get_ident() in snapshot()
+        assert gc.isenabled()
+        gc.disable()
+        try:
+            snapshot()
+            assert not gc.isenabled()
+        finally:
+            gc.enable()
+        monkeypatch.setattr(sys, "_current_frames", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            snapshot()
+        assert gc.isenabled()
+        assert seen == [False, False]
+
+    def test_two_observers_do_not_switch_the_collector_on_for_each_other(self, monkeypatch):
+        taken = []
+        monkeypatch.setattr(sys, "_current_frames", lambda: taken.append(LOOKING.locked()) or {})
+        snapshot()
+        assert taken == [True]
+        assert not LOOKING.locked()
+
+    def test_without_the_gil_no_frame_is_touched(self, monkeypatch, caplog):
+        monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
+        monkeypatch.setattr(sys, "_current_frames", lambda: pytest.fail("touched"))
+        assert snapshot() == {}
+        _log_stacks(Stuck(threading.current_thread()))
+        assert caplog.text == ""
+
+    def test_the_log_has_the_stack_and_no_walk_step_by_step(self, monkeypatch, caplog):
+        monkeypatch.setattr(traceback, "walk_stack", lambda frame: pytest.fail("walked"))
+        _log_stacks(Stuck(threading.current_thread()))
+        assert "cut off at shutdown, stuck here:\n  File " in caplog.text
+        names = re.findall(r", in (\w+)$", caplog.text, re.MULTILINE)
+        assert names[-3:] == [
+            "test_the_log_has_the_stack_and_no_walk_step_by_step", "_log_stacks", "snapshot",
+        ]  # fmt: skip
+
+    def test_who_has_ended_or_never_begun_is_left_out(self, monkeypatch, caplog):
+        monkeypatch.setattr(sys, "_current_frames", dict)
+        _log_stacks(Stuck(threading.current_thread(), threading.Thread(target=int)))
+        assert caplog.text == ""
+
+
+class Stuck:
+    """As much of a group as the log looks at."""
+
+    def __init__(self, *threads):
+        self.stuck = lambda: threads
 
 
 class TestCrowds:
