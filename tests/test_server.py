@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import http.client
+import logging
 import os
 import re
 import resource
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from hop import Engine, Server
+from hop.debug import debug_port
 from hop.server import LOOKING, STOP, _log_stacks, snapshot
 from hop.testing import serve
 from tests.apps.plain import app
@@ -402,6 +404,62 @@ class TestCommandLine:
             with command("--bind", f"fd://{fd}", pass_fds=[fd]):
                 sock.close()
                 until(lambda: answers(port))
+
+
+class TestAccessLog:
+    """What chapter 08 says of a line: when it is written, and what stands in it."""
+
+    @pytest.fixture
+    def lines(self, caplog):
+        """What has been logged so far; on before any engine is made."""
+        with caplog.at_level(logging.INFO, "hop.access"):
+            yield lambda: [record.getMessage() for record in caplog.records]
+
+    def test_an_upgraded_connection_has_its_line_at_once(self, lines):
+        def app(environ, start_response):
+            environ["hop.hijacker"].set_read_handler(lambda channel, data: channel.write(data))
+            start_response("101 Switching Protocols", [("Upgrade", "echo")])
+            return []
+
+        with serve(app) as served, connect(served.port, GET) as client:
+            until(lines)
+            client.sendall(b"words")  # it is open, and says more than the line counts
+            said = b""
+            while not said.endswith(b"words"):
+                assert (piece := client.recv(200))
+                said += piece
+            assert lines() == ['127.0.0.1 "GET / HTTP/1.1" 101 0']
+
+    def test_a_hijacked_connection_has_its_line_at_the_end(self, lines):
+        def app(environ, start_response):
+            sock = environ["hop.hijacker"].hijack()
+            sock.sendall(b"tell me")
+            sock.recv(1)
+            return []
+
+        with serve(app) as served, connect(served.port, GET) as client:
+            assert client.recv(7, socket.MSG_WAITALL) == b"tell me"
+            assert lines() == []
+            client.sendall(b"!")
+            until(lines)
+            assert lines() == ['127.0.0.1 "GET / HTTP/1.1" 101 0']
+
+    def test_a_unix_socket_has_no_address(self, lines, tmp_path):
+        path = str(tmp_path / "sock")
+        with serve(app, bind=f"unix:{path}"), socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(20)
+            client.connect(path)
+            client.sendall(GET + b"nonsense\r\n\r\n")
+            until(lambda: len(lines()) == 2)
+        assert lines() == ['- "GET / HTTP/1.1" 200 5', '- "-" 400 0']
+
+    def test_the_second_port_writes_into_the_same_log(self, lines):
+        with serve(app) as served, debug_port(served.server, "127.0.0.1:0") as url:
+            port = int(url.rpartition(":")[2])
+            with connect(port, b"GET /debug/vars HTTP/1.1\r\nHost: localhost\r\n\r\n") as client:
+                assert answer(client)[0] == 200
+            until(lines)
+        assert lines()[0].startswith('127.0.0.1 "GET /debug/vars HTTP/1.1" 200 ')
 
 
 class TestSignals:
