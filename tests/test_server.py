@@ -426,7 +426,8 @@ class TestAccessLog:
             client.sendall(b"words")  # it is open, and says more than the line counts
             said = b""
             while not said.endswith(b"words"):
-                assert (piece := client.recv(200))
+                piece = client.recv(200)
+                assert piece
                 said += piece
             assert lines() == ['127.0.0.1 "GET / HTTP/1.1" 101 0']
 
