@@ -459,11 +459,9 @@ class LeaderFollowers(InlineLoop):
             self._pass_lead(self._followers.pop())
 
     def lead(self, me: Follower) -> bool:
-        """Serve until the lead is lost and the call is over (True) or the group stops (False)."""
+        """Serve until the lead is lost and the call is over; False when the thread is to end."""
         conn = self.serve()
-        if conn is not None:
-            self._give_back(conn, me)
-        return not self.stopped.is_set()
+        return conn is not None and self._give_back(conn, me)
 
     def _reserve(self) -> Follower | None:
         """The follower that waited least, else a new one; None if no thread can be started."""
@@ -549,25 +547,33 @@ class LeaderFollowers(InlineLoop):
             raise ClientDisconnected("no thread is left to wait for a slow client")
         super().wait_writable(conn)
 
-    def _give_back(self, conn: Connection, me: Follower) -> None:
-        """The former leader has finished: the connection returns, the thread follows."""
+    def _give_back(self, conn: Connection, me: Follower) -> bool:
+        """The former leader has finished: the connection returns, the thread follows.
+
+        False when nobody needs the thread: the group has stopped, or enough others are there.
+        """
         at_rest = conn.state == IDLE and conn.incoming is None
         with self._lock:
-            over = self.stopped.is_set()
+            over, needed = self.stopped.is_set(), False
             if not over:
                 self._busy -= 1
                 self.full = False
-                self._followers.append(me)
+                needed = self._busy + len(self._followers) < self.max_threads
+                if needed:
+                    self._followers.append(me)
+                else:
+                    self._everyone.remove(me)
                 conn.owned = False  # from here on it is the leader's
         if over:
             if conn.state is UPGRADED:
                 conn.incoming.conclude()
             conn.close()
-            return
+            return False
         if not at_rest or conn.interest != READ:
             self.post(self._settle, conn)
         if self._parked:
             self.post(self._unpark)
+        return needed
 
     def excuse(self, conn: Connection) -> bool:
         call = self.calls.pop(conn, None)

@@ -237,6 +237,29 @@ class TestHijack:
             with pytest.raises(OSError, match="Bad file"):
                 kept[0].recv(1)
 
+    def test_the_threads_end_when_they_are_back(self):
+        """A hundred are lent for good; of them as many stay as `max_threads` has a use for."""
+
+        def app(environ, start_response):
+            with environ["hop.hijacker"].hijack() as sock:
+                sock.sendall(b"in.")
+                sock.recv(1)
+            return []
+
+        with serve(app, max_threads=4) as served:
+            clients = [knock(served) for _ in range(100)]
+            assert [read(client, b".") for client in clients] == [b"in."] * 100
+            threads = [follower.thread for follower in group_of(served)._everyone]
+            many = threading.active_count()
+            assert len(threads) > 100
+            for client in clients:
+                client.close()
+            until(lambda: sum(thread.is_alive() for thread in threads) <= 5)
+            assert threading.active_count() <= many - 96
+            client = knock(served)  # and one who comes now is served as before
+            assert read(client, b".") == b"in."
+            client.close()
+
     def test_pipelined_requests_are_answered_first(self):
         def app(environ, start_response):
             with environ["hop.hijacker"].hijack() as sock:

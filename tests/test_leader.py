@@ -1038,8 +1038,73 @@ class TestThereAndBack:
         group._stop()
         assert conn.sock.fileno() >= 0  # the owner's
         assert not any(follower.baton.locked() for follower in waiting)
-        group._give_back(conn, me)
+        assert not group._give_back(conn, me)
         assert conn.sock.fileno() < 0
+        assert not group._followers
+
+    def lend(self, group, enter):
+        """A call that is excused: its connection, and the thread that has it."""
+        _, conn = enter(group)
+        me = group.leader
+        group.begin(conn, object())
+        assert group.excuse(conn)
+        return conn, me
+
+    def bring_back(self, group, conn, me):
+        """Whether the thread of an excused call stays."""
+        group.welcome_back(conn)
+        return group._give_back(conn, me)
+
+    def test_of_the_lent_threads_only_those_stay_that_can_be_of_use(self, rehearse, enter):
+        group = rehearse(understudies=5, max_threads=2)
+        lent = [self.lend(group, enter) for _ in range(4)]
+        assert not group._followers
+        assert [self.bring_back(group, *each) for each in lent] == [True, True, False, False]
+        (_, first), (_, second), *_ = lent
+        assert group._followers == [first, second]
+        assert set(group._everyone) == {group.leader, first, second}
+        assert group.stuck() == []
+        assert (group._busy, group.full) == (0, False)
+        assert not any(conn.owned for conn, _ in lent)
+
+    def test_whoever_is_in_a_call_will_want_the_place_in_the_line(self, rehearse, enter):
+        group = rehearse(understudies=4, max_threads=2)
+        _, slow = enter(group)
+        me = group.leader
+        group._hand_over(slow)
+        lent = [self.lend(group, enter) for _ in range(2)]
+        assert [self.bring_back(group, *each) for each in lent] == [True, False]
+        assert group.stuck() == [me.thread]
+        assert group._give_back(slow, me)
+        assert group._followers == [lent[0][1], me]
+        assert len(group._everyone) == 3
+
+    def test_a_connection_of_a_thread_that_ends_is_settled_all_the_same(self, rehearse, enter):
+        group = rehearse(understudies=3, max_threads=1)
+        lent = [self.lend(group, enter) for _ in range(2)]
+        last, me = lent[1]
+        last.state = CLOSED
+        _, parked = enter(group)
+        group._parked.append(parked)
+        assert [self.bring_back(group, *each) for each in lent] == [True, False]
+        assert me not in group._everyone
+        deliver(group)
+        assert group._freed == [last]
+        assert group._parked == []
+
+    def test_who_stays_is_sent_home_by_the_stop(self, rehearse, enter):
+        group = rehearse()
+        conn, me = self.lend(group, enter)
+        assert self.bring_back(group, conn, me)
+        group._stop()
+        assert not me.baton.locked()
+        assert not group.lead(me)
+
+    def test_who_comes_back_behind_the_stop_ends(self, rehearse, enter):
+        group = rehearse()
+        conn, me = self.lend(group, enter)
+        group._stop()
+        assert not self.bring_back(group, conn, me)
         assert not group._followers
 
 
@@ -1074,6 +1139,34 @@ class TestThreads:
                 assert bodies(client, 1) == ["/x"]
         assert len(group._everyone) == 2
         assert len(set(app.threads["/x"])) == 1
+
+    def test_threads_that_were_lent_end_when_they_are_back(self, run, cleanup):
+        """Thirty excused calls at a time, three times, in a group of two: three threads stay."""
+        came, gate = threading.Semaphore(0), threading.Event()
+        cleanup.callback(gate.set)
+
+        def app(environ, start_response):
+            conn = next(c for c in group.connections.values() if c in group.calls)
+            assert group.excuse(conn)
+            came.release()
+            assert gate.wait(20)
+            group.welcome_back(conn)
+            start_response("200 OK", [])
+            return [environ["PATH_INFO"].encode()]
+
+        group, clients = run(app, clients=30, max_threads=2)
+        for _ in range(3):
+            gate.clear()
+            for client in clients:
+                client.send(requests("/x"))
+                assert came.acquire(timeout=20)
+            threads = [follower.thread for follower in group._everyone]
+            assert len(threads) == 31
+            gate.set()
+            assert [bodies(client, 1) for client in clients] == [["/x"]] * 30
+            until(lambda threads=threads: sum(thread.is_alive() for thread in threads) == 3)
+            assert len(group._everyone) == 3
+        assert group.stuck() == []
 
     def test_the_leader_is_among_the_stuck_while_it_is_in_a_call(self, run):
         app = Gates("/slow")
