@@ -15,11 +15,14 @@ least are in the environ), `absent` (these are not), `keep_alive`, `expect_conti
 """
 
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["Case", "load"]
+__all__ = ["Case", "load", "read"]
+
+AnyCase = TypeVar("AnyCase")
 
 FOLDER = Path(__file__).parent / "corpus"
 
@@ -45,13 +48,18 @@ class Case:
         return f"{self.area}/{self.name}"
 
 
-def load() -> list[Case]:
-    """Read the whole corpus, area by area, in the order of the files."""
+def read(folder: Path, case: Callable[[str, dict[str, Any]], AnyCase]) -> list[AnyCase]:
+    """Read a corpus, area by area, in the order of the files: `case` of the area and each entry."""
     return [
-        _case(path.stem, entry)
-        for path in sorted(FOLDER.glob("*.toml"))
+        case(path.stem, entry)
+        for path in sorted(folder.glob("*.toml"))
         for entry in tomllib.loads(path.read_text("utf-8"))["case"]
     ]
+
+
+def load() -> list[Case]:
+    """The whole corpus of requests."""
+    return read(FOLDER, _case)
 
 
 def _case(area: str, entry: dict[str, Any]) -> Case:

@@ -1,16 +1,13 @@
 """The corpus of frames through the reader, and through two libraries that know nothing of hop."""
 
-import contextlib
-
 import pytest
 from websockets.extensions.permessage_deflate import PerMessageDeflate as WebsocketsDeflate
 from websockets.frames import Frame as WebsocketsFrame
 from websockets.protocol import Protocol, Side, State
-from wsproto.extensions import PerMessageDeflate
-from wsproto.frame_protocol import FrameProtocol, Opcode, ParseFailed
 
 from hop.websocket import Close, Ping, Pong, Reader, Violation
 from tests.websocket_corpus import Case, load
+from tests.websocket_oracle import by_wsproto
 
 CASES = load()
 
@@ -29,30 +26,8 @@ def ours(case: Case, pieces: list[bytes]):
 
 
 def with_wsproto(case: Case, pieces: list[bytes]):
-    """The same by wsproto, whose frames are put together here."""
-    extension = PerMessageDeflate(client_no_context_takeover=True)
-    extension._enabled = True
-    frames = FrameProtocol(client=False, extensions=[extension] if case.deflate else [])
-    events, parts = [], []
-    with contextlib.suppress(StopIteration):
-        for piece in pieces:
-            frames.receive_bytes(piece)
-            try:
-                for frame in frames.received_frames():
-                    if frame.opcode is Opcode.CLOSE:
-                        events.append(Close(int(frame.payload[0]), frame.payload[1]))
-                        return events, None
-                    if frame.opcode.iscontrol():
-                        kind = Ping if frame.opcode is Opcode.PING else Pong
-                        events.append(kind(frame.payload))
-                        continue
-                    parts.append(frame.payload)
-                    if frame.message_finished:
-                        events.append(type(parts[0])().join(parts))
-                        parts.clear()
-            except ParseFailed as error:
-                return events, int(error.code)
-    return events, None
+    """The same by wsproto."""
+    return by_wsproto(pieces, case.deflate)
 
 
 def with_websockets(case: Case, pieces: list[bytes]):

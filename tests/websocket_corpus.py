@@ -14,12 +14,12 @@ The cases are in `tests/corpus/websocket/*.toml`. A case has
   that library refuses, 0 if it does not, where it differs from us. `note` says why.
 """
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hop.websocket import Close, Event, Ping, Pong, unmask
+from tests.corpus import read
 
 FOLDER = Path(__file__).parent / "corpus" / "websocket"
 KEYS = {"name", "rfc", "sends", "code", "sees", "deflate", "limit", "wsproto", "websockets", "note"}
@@ -56,12 +56,8 @@ def client_frame(
 
 
 def load() -> list[Case]:
-    """Read the corpus, area by area."""
-    return [
-        _case(path.stem, entry)
-        for path in sorted(FOLDER.glob("*.toml"))
-        for entry in tomllib.loads(path.read_text("utf-8"))["case"]
-    ]
+    """The whole corpus of frames."""
+    return read(FOLDER, _case)
 
 
 def _case(area: str, entry: dict[str, Any]) -> Case:
