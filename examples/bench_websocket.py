@@ -11,7 +11,6 @@ import json
 import os
 import resource
 import select
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from examples.idle import RESERVE, IdleRow, still_open
 from examples.inprocess import OperationRow, gauge, std_server
 from examples.load_ws import Echoes, masked, unmasked, upgrade
 from examples.peers import PEERS_PYTHON, ROOT, Served, free_port, running
@@ -49,7 +49,6 @@ NEEDS = {
     "picows": "picows uvloop",
 }
 THREADED = ("std", "hop-websockets-std", "flask-sock-werkzeug", "flask-sock-gunicorn")
-RESERVE = 64  # descriptors that the processes need for themselves
 MANY_THREADS = 2_000  # connections that a server with a thread for each is asked to hold
 POOLED = 500  # connections that a pool of threads is asked to hold
 
@@ -65,23 +64,6 @@ class EchoRow(Echoes):
     cpu: float
     user: float
     threads: int
-
-
-@dataclass(frozen=True)
-class IdleRow:
-    """A server that holds `connections` silent WebSockets, out of `wanted`.
-
-    `peak_threads` counts threads beyond those after start, `bytes_each` is resident memory per
-    connection in bytes; both are of the server's process and its children.
-    """
-
-    workload: str
-    server: str
-    wanted: int
-    connections: int
-    peak_threads: int
-    threads_each: float
-    bytes_each: float
 
 
 @dataclass(frozen=True)
@@ -184,14 +166,6 @@ def possible() -> int:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard - RESERVE
-
-
-def still_open(connections: list[socket.socket]) -> int:
-    """How many the server has not closed: with nothing asked, only an end can be read."""
-    poller = select.poll()
-    for sock in connections:
-        poller.register(sock, select.POLLIN)
-    return len(connections) - len(poller.poll(0))
 
 
 def hold(name: str, wanted: int) -> IdleRow:

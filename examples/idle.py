@@ -5,7 +5,7 @@ import resource
 import select
 import socket
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from examples.drive import Client, same
@@ -23,7 +23,7 @@ class IdleRow:
 
     `peak_threads` counts threads beyond those after start, `bytes_each` is resident memory per
     connection in bytes; both are of the server's process and its children. `growth` holds pairs
-    of a number of connections and the bytes that they had added by then.
+    of a number of connections and the bytes that they had added by then, where that was noted.
     """
 
     workload: str
@@ -33,7 +33,7 @@ class IdleRow:
     peak_threads: int
     threads_each: float
     bytes_each: float
-    growth: list[list[int]]
+    growth: list[list[int]] = field(default_factory=list)
 
 
 def possible() -> int:
