@@ -46,7 +46,7 @@ from pathlib import Path
 from typing import Any
 
 from examples import bench_sse, bench_websocket, idle, inprocess, measure, memo
-from examples.peers import OURS, PEERS_PYTHON, installed
+from examples.peers import OURS, PEERS, PEERS_PYTHON, installed
 from examples.report import COLUMNS, differences, machine, show, strict, table
 from examples.table import WORKLOADS
 from examples.targets import Verdict, judge, passed
@@ -104,16 +104,16 @@ def run_parser(options: argparse.Namespace) -> Result:
 
 
 def run_sse(options: argparse.Namespace) -> Result:
-    """Of the servers named those that this benchmark knows."""
+    """The servers named, of those that this benchmark knows."""
     wanted = tuple(server for server in options.servers if server in bench_sse.SERVERS)
-    return list(bench_sse.run(servers=wanted or bench_sse.SERVERS)), []
+    return list(bench_sse.run(servers=wanted if options.servers else bench_sse.SERVERS)), []
 
 
 def run_websocket(name: str, options: argparse.Namespace) -> Result:
-    """Of the servers named those that speak WebSocket; what is not installed is left out."""
+    """The servers named, of those that speak WebSocket; what is not installed is left out."""
     wanted = [server for server in options.servers if server in bench_websocket.SERVERS]
     more = {"seconds": options.seconds or 2.0, "rounds": options.rounds} if name == "echo" else {}
-    rows = bench_websocket.BENCHMARKS[name](*[wanted] * bool(wanted), **more)
+    rows = bench_websocket.BENCHMARKS[name](*[wanted] * bool(options.servers), **more)
     return list(rows), []
 
 
@@ -126,6 +126,15 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "sse": run_sse,
     **{f"ws-{name}": functools.partial(run_websocket, name) for name in bench_websocket.BENCHMARKS},
 }
+
+
+def known_servers(name: str) -> set[str]:
+    """What may be asked for by `--servers`; nothing where there is no choice."""
+    if name in WORKLOADS:
+        return {server for workload in WORKLOADS[name] for server in workload.servers}
+    if name.startswith("ws-"):
+        return {*bench_websocket.SERVERS}
+    return {"idle": {*OURS, *PEERS}, "sse": {*bench_sse.SERVERS}}.get(name, set())
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -153,7 +162,13 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--generator", choices=("wrk", "own"), help="default: wrk if installed")
     parser.add_argument("--peers-python", type=Path, default=PEERS_PYTHON,
                         help="the Python that has the other servers")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    names = BENCHMARKS if options.name == "all" else [options.name]
+    known = set().union(*map(known_servers, names))
+    if unknown := [server for server in options.servers if server not in known]:
+        parser.error(f"--servers: {options.name} does not know {', '.join(unknown)}; "
+                     f"it knows {', '.join(sorted(known)) or 'no servers to choose from'}")
+    return options
 
 
 def report(name: str, options: argparse.Namespace) -> tuple[dict[str, Any], list[Verdict]]:

@@ -180,11 +180,12 @@ def test_each_benchmark_can_be_asked_for(monkeypatch):
     for name in bench_websocket.BENCHMARKS:
         monkeypatch.setitem(bench_websocket.BENCHMARKS, name, measured)
     for name in ("ws-echo", "ws-idle", "ws-broadcast", "ws-inprocess"):
-        assert benchmark.main([name, "--servers", "bare,granian", "--rounds", "2"]) == 0
+        assert benchmark.main([name, "--servers", "bare,picows", "--rounds", "2"]) == 0
     assert benchmark.main(["ws-idle"]) == 0
+    named = ["bare", "picows"]
     assert asked == [
-        ((["bare"],), {"seconds": 2.0, "rounds": 2}), ((["bare"],), {}), ((["bare"],), {}),
-        ((["bare"],), {}), ((), {}),
+        ((named,), {"seconds": 2.0, "rounds": 2}), ((named,), {}), ((named,), {}),
+        ((named,), {}), ((), {}),
     ]
 
 

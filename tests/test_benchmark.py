@@ -22,6 +22,7 @@ import pytest
 from examples import (
     bare,
     bench_sse,
+    bench_websocket,
     benchmark,
     beside,
     bulk,
@@ -1098,6 +1099,42 @@ def test_unknown_benchmark_is_status_2(capsys):
     with pytest.raises(SystemExit) as ended:
         benchmark.main(["nothing"])
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(("name", "server", "told"), [
+    ("ws-echo", "hop-websokcet", "ws-echo does not know hop-websokcet; it knows aiohttp, bare, "),
+    ("ws-idle", "granian", "ws-idle does not know granian; it knows "),  # it is an HTTP server
+    ("hello", "aiohttp", "hello does not know aiohttp; it knows bare, "),
+    ("sse", "granian", "sse does not know granian; it knows bare, hop, std"),
+    ("idle", "hop,apache", "idle does not know apache; it knows bare, bjoern, "),
+    ("memo", "hop", "memo does not know hop; it knows no servers to choose from"),
+    ("all", "apache", "all does not know apache; it knows aiohttp, "),
+])  # fmt: skip
+def test_servers_that_a_benchmark_does_not_know_are_refused(capsys, name, server, told):
+    with pytest.raises(SystemExit) as ended:
+        benchmark.main([name, "--servers", server])
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_every_server_that_is_measured_may_be_named():
+    assert {*idle.FEWER, *benchmark.IDLE} <= benchmark.known_servers("idle")
+    for name in benchmark.BENCHMARKS:
+        for server in benchmark.known_servers(name):
+            for asked in (name, "all"):
+                assert benchmark.arguments([asked, "--servers", server]).servers == (server,)
+
+
+def test_where_none_of_the_servers_named_is_known_nothing_is_run(monkeypatch):
+    asked = []
+    monkeypatch.setattr(bench_sse, "run", lambda servers: asked.append(servers) or [])
+    spoken = {"idle": lambda *names: asked.append(names) or []}
+    monkeypatch.setattr(bench_websocket, "BENCHMARKS", spoken)
+    for servers in ("granian", "hop,hop-websocket", ""):
+        options = benchmark.arguments(["all", *["--servers", servers] * bool(servers)])
+        benchmark.run_sse(options)
+        benchmark.run_websocket("idle", options)
+    assert asked == [(), ([],), ("hop",), (["hop-websocket"],), bench_sse.SERVERS, ()]
 
 
 def test_load_is_a_plain_record():
