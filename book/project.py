@@ -99,20 +99,28 @@ class Project:
                 print(f"{module.path}: tangled from {module.notebook}")
         return before
 
-    def build(self, path: Path) -> None:
-        """Tangle, execute, normalise and write one notebook.
+    def build(self, paths: Iterable[Path]) -> None:
+        """Tangle notebooks; then execute, normalise and write them, one after the other.
 
-        The module comes first: a chapter may start it in a process of its own. It is taken
-        back if a cell fails, so that a chapter that does not hold leaves nothing behind.
+        All modules come first: a chapter may start its own in a process of its own, and imports
+        those of others, a later one's too. If a cell fails, the modules of its chapter and of
+        those behind it are taken back, so that what does not hold leaves nothing behind.
         """
-        before = self.write(self.tangle(path))
+        made = {path: self.tangle(path) for path in paths}
+        before = {path: self.write(modules) for path, modules in made.items()}
+        while before:
+            try:
+                self._run(next(iter(before)))
+            except TangleError:
+                for texts in before.values():
+                    for module, text in texts.items():
+                        module.unlink() if text is None else module.write_text(text, "utf-8")
+                raise
+            del before[next(iter(before))]
+
+    def _run(self, path: Path) -> None:
         notebook = Notebook.read(path)
-        try:
-            execute(notebook, path.parent, self.root)
-        except TangleError:
-            for module, text in before.items():
-                module.unlink() if text is None else module.write_text(text, "utf-8")
-            raise
+        execute(notebook, path.parent, self.root)
         normalise(notebook)
         notebook.write(path)
         print(f"{notebook.name}: executed")

@@ -1,6 +1,6 @@
 """Take the exported cells of the notebooks and lay down the modules.
 
-    python -m book.tangle build [NB ...]      execute, normalise, write, tangle, one by one
+    python -m book.tangle build [NB ...]      tangle all; then execute, normalise, write one by one
     python -m book.tangle tangle [NB ...]     write the modules, execute nothing
     python -m book.tangle check [NB ...]      compare; say which cell owns a difference
     python -m book.tangle pull hop/x.py ...   carry edits of a module back into its cells
@@ -50,8 +50,7 @@ class TangleExporter(Exporter):
 
 
 def _build(project: Project, arguments: argparse.Namespace) -> int:
-    for path in project.notebooks(arguments.names):
-        project.build(path)
+    project.build(project.notebooks(arguments.names))
     return 0
 
 

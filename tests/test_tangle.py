@@ -823,6 +823,41 @@ def test_a_cell_that_fails_is_named_and_the_module_is_taken_back(project: Path, 
     assert path.read_text() == before
 
 
+def test_chapters_that_import_each_other_are_built_from_nothing(project: Path, capsys):
+    first = cells("x = 1").replace("hop.poller", "demo.first") + "%%\nimport demo.second\n"
+    store(project, first, "01_first", run=False)
+    second = cells("y = 2").replace("hop.poller", "demo.second") + "%%\nimport demo.first\n"
+    path = store(project, second, "02_second", run=False)
+    status, told = run(project, capsys, "build")
+    assert status == 0, told
+    assert told.splitlines()[-2:] == [
+        "notebooks/01_first.ipynb: executed", "notebooks/02_second.ipynb: executed",
+    ]  # fmt: skip
+    assert [cell.execution_count for cell in Notebook.read(path).node.cells
+            if cell.cell_type == "code"] == [1, 2, 3]  # fmt: skip
+
+
+@pytest.mark.parametrize("failing", ["01_first", "02_second"])
+def test_what_stands_behind_a_chapter_that_fails_is_taken_back_too(project, capsys, failing):
+    for name in ("01_first", "02_second"):
+        text = cells("x = 1").replace("hop.poller", f"demo.{name[3:]}")
+        store(project, text + "%%\nassert False\n" * (name == failing), name, run=False)
+    (project / "demo").mkdir()
+    (project / "demo/second.py").write_text("x = 0\n")
+    assert run(project, capsys, "build")[0] == 1
+    assert (project / "demo/first.py").exists() == (failing == "02_second")
+    assert (project / "demo/second.py").read_text() == "x = 0\n"
+
+
+def test_nothing_is_written_when_one_of_them_makes_no_module(project: Path, capsys):
+    store(project, cells("x = 1").replace("hop.poller", "demo.first"), "01_first")
+    store(project, cells("x = y").replace("hop.poller", "demo.second"), "02_second")
+    status, told = run(project, capsys, "build")
+    assert status == 1
+    assert "y is not defined" in told
+    assert not (project / "demo").exists()
+
+
 def test_a_cell_that_takes_too_long_and_a_kernel_that_dies_are_named(project, monkeypatch):
     monkeypatch.setattr("book.project.TIME_LIMIT", 1)
     stuck = notebook(HEAD + "%%\nimport threading\nthreading.Event().wait()\n")
