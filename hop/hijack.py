@@ -366,6 +366,8 @@ class Channel:
                 self._early.append(data)
             else:
                 self._send(data)
+                if self._conn.backlog is None:  # the usual case
+                    return False
             if self._waiting() <= self._conn.loop.max_unsent:
                 return False
             self._high = True
@@ -507,10 +509,11 @@ class Channel:
             return
         conn.loop.again(conn)
 
-    def ready(self) -> None:
-        """Something can be read or sent, or is due, or the end has come."""
+    def ready(self) -> bool:
+        """Read, send, call what is due; True when nothing of it needs to be settled."""
         conn = self._conn
-        if conn.backlog is not None:
+        calm = conn.backlog is None
+        if not calm:
             self.flush()
         if not self._due and not self._end:
             data = conn.receive()
@@ -519,7 +522,10 @@ class Channel:
                 self._heard = conn.loop.now
             elif data is not None:
                 self._finish(ABORT if conn.backlog is None else CLOSE)
-        self._work()
+        if self._due or self._end:
+            self._work()
+            return False
+        return calm and conn.backlog is None
 
     def _work(self) -> None:
         """Call what is due, and at the end `on_close`."""

@@ -138,8 +138,6 @@ class InlineLoop:
             self.engine.resume(conn)
         elif conn.state in (IDLE, HEAD, BODY, LINGERING):
             self._read(conn)
-        elif conn.state is UPGRADED:
-            conn.incoming.ready()
         elif conn.state is not CLOSED and conn.flush():
             self.engine.flushed(conn)
 
@@ -160,9 +158,13 @@ class InlineLoop:
         """An event of a connection; False when the lead was lost over it."""
         if (conn.owned or self.full) and self._set_aside(conn):
             return True
+        calm = False
         try:
             if conn.state is IDLE and conn.incoming is None:
                 self._read(conn)
+                calm = conn.state is IDLE and conn.incoming is None
+            elif conn.state is UPGRADED:
+                calm = conn.incoming.ready()
             else:
                 self._step(conn)
         except ClientDisconnected:
@@ -172,7 +174,7 @@ class InlineLoop:
             self.engine.drop(conn)
         if conn.owned:
             return False
-        if conn.state is not IDLE or conn.interest != READ or conn.incoming is not None:
+        if not calm or conn.interest != READ:
             self._settle(conn)
         return True
 

@@ -1630,11 +1630,17 @@ class TestBeyondHttp:
         conn.state, conn.incoming = ConnectionState.UPGRADED, Guest()
         return client, conn, conn.incoming
 
-    def test_it_is_served_and_settled(self, loop, guest):
+    def test_it_is_served_and_settled_unless_it_is_calm(self, loop, guest):
         _, conn, incoming = guest
         assert loop._serve(conn)
-        assert incoming.heard == ["ready", "settle"]
+        assert incoming.heard == ["ready"]
+        loop._watch(conn, 0)
+        assert loop._serve(conn)  # calm, but nobody watched it
+        assert incoming.heard == ["ready", "ready", "settle"]
         assert conn.interest == READ
+        incoming.flushes = False
+        assert loop._serve(conn)
+        assert incoming.heard[3:] == ["ready", "settle"]
 
     def test_room_is_watched_for_while_something_waits(self, loop, guest):
         _, conn, _ = guest
