@@ -100,7 +100,7 @@ wheel-test: $(READY)  ## Build the wheel, install it into an empty environment, 
 	@$(STAGE) wheel-test $(PY) -m pytest -q tests/test_package.py
 
 PEERS := build/peers
-PEER_PACKAGES := granian 'uvicorn[standard]' a2wsgi waitress gunicorn gevent cheroot bjoern fastwsgi \
+PEER_PACKAGES := 'setuptools<81' granian 'uvicorn[standard]' a2wsgi waitress gunicorn gevent cheroot bjoern fastwsgi \
     aiohttp flask-sock picows wsproto
 
 peers:  ## Install the other servers that the benchmarks compare with (build/peers)

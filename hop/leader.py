@@ -78,7 +78,7 @@ class InlineLoop:
         self._doors: list[int] = []
         self._freed: list[Connection] = []
         self._again: list[Connection] = []
-        self._parked: list[Connection] = []
+        self._parked: deque[Connection] = deque()
         self._mailbox: deque[tuple[Callable[..., None], Any]] = deque()
         self._polling = False
         self._unswept: list[Connection] = []
@@ -270,6 +270,8 @@ class InlineLoop:
         while self._mailbox and not self.stopped.is_set():
             fn, argument = self._mailbox.popleft()
             fn(argument)
+        if not self._again:
+            self._unpark()
         for conn in self._freed:
             conn.close()
         self._freed.clear()
@@ -314,14 +316,15 @@ class InlineLoop:
         if conn.interest != WRITE:  # otherwise it is parked already, and there is room to send
             self._parked.append(conn)
         self._hush(conn)
-        if not self.full:
-            self.post(self._unpark)
 
-    def _unpark(self, _: object) -> None:
-        parked, self._parked = self._parked, []
-        for conn in parked:
+    def _unpark(self, _: object = None) -> None:
+        """A thread is free: who has waited longest is the first in the next batch."""
+        if self._parked and not self.full:
+            conn = self._parked.popleft()
             conn.since = self.now
-            self._settle(conn)
+            if conn.interest:  # it was still being sent what waits for it
+                self._settle(conn)
+            self._again.append(conn)
 
     def wait_writable(self, conn: Connection) -> None:
         """Block until the client has taken what waits for it.

@@ -1469,10 +1469,10 @@ class TestDeadlines:
         loop.full = True
         channel.write(bytes(1 << 24))
         turn(loop, 2)
-        assert (conn.interest, loop._parked) == (WRITE, [conn])
+        assert (conn.interest, list(loop._parked)) == (WRITE, [conn])
         client.recv(1 << 20)
         turn(loop, 2)
-        assert (conn.interest, loop._parked) == (WRITE, [conn])
+        assert (conn.interest, list(loop._parked)) == (WRITE, [conn])
         loop.full = False
         loop._unpark(None)
         assert conn.interest == READ | WRITE

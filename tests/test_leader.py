@@ -425,9 +425,34 @@ class TestEvents:
         """The giver looks into the tray before it is filled: then who fills it must look again."""
         _, conn = enter(loop)
         loop._park(conn)  # `full` has become false since it was asked
-        deliver(loop)
+        loop._between()
         assert not loop._parked
+        loop._batch()
         assert conn.interest == READ
+
+    def test_the_parked_go_on_one_by_one_in_the_order_in_which_they_came(self, loop, enter):
+        """One at a time, for there may be one thread; the next, since it was not needed."""
+        pairs = [enter(loop) for _ in range(3)]
+        loop.full = True
+        for client, conn in pairs:
+            client.send(requests("/x"))
+            loop._serve(conn)
+        loop._unpark()
+        assert (loop._again, list(loop._parked)) == ([], [conn for _, conn in pairs])
+        loop.full = False
+        for count, (client, conn) in enumerate(pairs, 1):
+            loop._between()
+            assert len(loop._parked) == 3 - count
+            loop._batch()
+            assert bodies(client, 1) == ["/x"]
+            assert conn.interest == READ
+
+    def test_who_is_on_the_way_takes_the_free_thread_first(self, loop, enter):
+        (_, other), (_, conn) = enter(loop), enter(loop)
+        loop._park(conn)
+        loop.again(other)
+        loop._between()
+        assert list(loop._parked) == [conn]
 
     def test_an_event_for_somebody_elses_connection_silences_it(self, loop, enter):
         client, conn = enter(loop)
@@ -1090,7 +1115,7 @@ class TestThereAndBack:
         assert me not in group._everyone
         deliver(group)
         assert group._freed == [last]
-        assert group._parked == []
+        assert not group._parked
 
     def test_who_stays_is_sent_home_by_the_stop(self, rehearse, enter):
         group = rehearse()
@@ -1674,7 +1699,7 @@ class TestBeyondHttp:
         assert loop._serve(conn)
         assert loop._serve(conn)
         assert (incoming.heard, conn.interest) == (["flush", "flush"], WRITE)
-        assert loop._parked == [conn]
+        assert list(loop._parked) == [conn]
 
     def test_its_deadlines_are_its_own(self, loop, guest):
         _, conn, incoming = guest
@@ -1725,7 +1750,7 @@ class TestBeyondHttp:
         assert group.leader is not me
         assert not group.calls
         deliver(group)
-        assert group._parked == []
+        assert not group._parked
         group.welcome_back(conn)
         group._give_back(conn, me)
         assert (group._busy, conn.owned) == (0, False)
