@@ -473,11 +473,12 @@ def check_local(environ: dict[str, Any]) -> None:
 
 
 def check_site(environ: dict[str, Any]) -> None:
-    """ProtocolError (403) when another site's page makes a browser ask: by Fetch Metadata, or by
-    an Origin (RFC 6454) that is not this Host's."""
+    """ProtocolError (403) when another site's page makes a browser ask: by Fetch Metadata, or,
+    where the browser sends none, by an Origin (RFC 6454) that is not this Host's."""
     host, origin = environ.get("HTTP_HOST", "").lower(), environ.get("HTTP_ORIGIN")
-    foreign = origin is not None and origin.lower() not in (f"http://{host}", f"https://{host}")
-    if foreign or environ.get("HTTP_SEC_FETCH_SITE", "none") not in ("none", "same-origin"):
+    own = origin is None or origin.lower() in (f"http://{host}", f"https://{host}")
+    site = environ.get("HTTP_SEC_FETCH_SITE", "none" if own else "cross-site")
+    if site not in ("none", "same-origin"):
         raise ProtocolError(HTTPStatus.FORBIDDEN, "another site asks; type the address instead")
 
 

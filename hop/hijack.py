@@ -315,11 +315,12 @@ CLOSE, ABORT = 1, 2  # how a channel ends: behind what waits to be sent, or at o
 class Channel:
     """A connection that left HTTP and stays with the poller: bytes in by calls, out by `write`.
 
-    Every call of the application's functions runs after the one before, on the thread that leads
-    at that moment. `on_close` is called once, whatever ended the channel; `on_drain` when more
-    than the server's `max_unsent` had waited and all of it has left; `on_shutdown` when the
-    server begins to stop (None: `close`). `read_timeout` and `write_timeout` are seconds without
-    input, and without the other end taking anything of what waits. `data` is the application's.
+    The application's functions are called one after the other, on the thread that has the
+    connection: the one that leads, or one that lost the lead. `on_close` is called once, whatever
+    ended the channel; `on_drain` when more than the server's `max_unsent` had waited and all of
+    it has left; `on_shutdown` when the server begins to stop (None: `close`). `read_timeout` and
+    `write_timeout` are seconds without input, and without the other end taking anything of what
+    waits. `data` is the application's.
     """
 
     silent = False

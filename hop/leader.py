@@ -11,8 +11,9 @@ import socket
 import sys
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from hop.connection import Connection
@@ -78,7 +79,7 @@ class InlineLoop:
         self._doors: list[int] = []
         self._freed: list[Connection] = []
         self._again: list[Connection] = []
-        self._parked: deque[Connection] = deque()
+        self._parked: OrderedDict[Connection, None] = OrderedDict()
         self._mailbox: deque[tuple[Callable[..., None], Any]] = deque()
         self._polling = False
         self._unswept: list[Connection] = []
@@ -126,6 +127,7 @@ class InlineLoop:
         if self.connections.get(fd) is not conn:
             return
         del self.connections[fd]
+        self._parked.pop(conn, None)
         self._watch(conn, 0)
         self._freed.append(conn)
         if len(self.connections) + 1 == self.max_connections:
@@ -158,6 +160,8 @@ class InlineLoop:
         """An event of a connection; False when the lead was lost over it."""
         if (conn.owned or self.full) and self._set_aside(conn):
             return True
+        if self._parked:
+            self._parked.pop(conn, None)
         calm = False
         try:
             if conn.state is IDLE and conn.incoming is None:
@@ -250,6 +254,8 @@ class InlineLoop:
         if self._again:
             ready = [(conn.sock.fileno(), READ) for conn in self._again] + ready
             self._again = []
+        if self._parked and not self.full:
+            ready = self._unpark() + ready
         self._events = iter(ready)
         for timer in self.poller.due():
             try:
@@ -259,7 +265,7 @@ class InlineLoop:
 
     def _patience(self) -> float | None:
         """Seconds to wait at most; an empty server waits for ever."""
-        if self._again or self._mailbox:
+        if self._again or self._mailbox or (self._parked and not self.full):
             return 0.0
         return max(0.0, self._next_sweep - self.now) if self.connections else None
 
@@ -270,8 +276,6 @@ class InlineLoop:
         while self._mailbox and not self.stopped.is_set():
             fn, argument = self._mailbox.popleft()
             fn(argument)
-        if not self._again:
-            self._unpark()
         for conn in self._freed:
             conn.close()
         self._freed.clear()
@@ -313,18 +317,19 @@ class InlineLoop:
 
     def _park(self, conn: Connection) -> None:
         """No thread is left for a call: what the client sends waits in the kernel."""
-        if conn.interest != WRITE:  # otherwise it is parked already, and there is room to send
-            self._parked.append(conn)
+        self._parked.setdefault(conn)
         self._hush(conn)
 
-    def _unpark(self, _: object = None) -> None:
-        """A thread is free: who has waited longest is the first in the next batch."""
-        if self._parked and not self.full:
-            conn = self._parked.popleft()
+    def _room(self) -> int:
+        """How many calls may begin that block; asked only while one may."""
+        return 1
+
+    def _unpark(self) -> list[tuple[int, int]]:
+        """Events for as many of the parked as there is room for, the oldest first."""
+        going = list(islice(self._parked, self._room()))
+        for conn in going:
             conn.since = self.now
-            if conn.interest:  # it was still being sent what waits for it
-                self._settle(conn)
-            self._again.append(conn)
+        return [(conn.sock.fileno(), READ) for conn in going]
 
     def wait_writable(self, conn: Connection) -> None:
         """Block until the client has taken what waits for it.
@@ -562,7 +567,7 @@ class LeaderFollowers(InlineLoop):
             over, needed = self.stopped.is_set(), False
             if not over:
                 self._busy -= 1
-                self.full = False
+                self.full = self._busy >= self.max_threads
                 needed = self._busy + len(self._followers) < self.max_threads
                 if needed:
                     self._followers.append(me)
@@ -574,10 +579,9 @@ class LeaderFollowers(InlineLoop):
                 conn.incoming.conclude()
             conn.close()
             return False
-        if not at_rest or conn.interest != READ:
+        if not at_rest or conn.interest != READ or self.draining:
             self.post(self._settle, conn)
-        if self._parked:
-            self.post(self._unpark)
+        self._offer_thread()
         return needed
 
     def excuse(self, conn: Connection) -> bool:
@@ -587,10 +591,17 @@ class LeaderFollowers(InlineLoop):
             return False
         with self._lock:
             self._busy -= 1
-            self.full = False
-        if self._parked:
-            self.post(self._unpark)
+            self.full = self._busy >= self.max_threads
+        self._offer_thread()
         return True
+
+    def _offer_thread(self) -> None:
+        """A thread is free: wake the leader if connections wait for one."""
+        if self._parked and self._polling:
+            self.poller.wake()
+
+    def _room(self) -> int:
+        return self.max_threads - self._busy
 
     def welcome_back(self, conn: Connection) -> None:
         with self._lock:

@@ -333,9 +333,12 @@ def _log_stacks(group: LeaderFollowers) -> None:
     frames = snapshot()
     for thread in group.stuck():
         stack = frames.get(thread.ident or 0, [])[::-1]
-        if stack:
-            places = traceback.StackSummary.extract((each, each.f_lineno) for each in stack)
-            error_log.error("cut off at shutdown, stuck here:\n%s", "".join(places.format()))
+        places = traceback.StackSummary.extract((each, each.f_lineno) for each in stack)
+        text = "".join(places.format())
+        if not has_gil():
+            text = f"thread {thread.name}, whose stack cannot be read without the GIL\n"
+        if text:
+            error_log.error("cut off at shutdown, stuck here:\n%s", text)
 
 
 DEALS = sys.platform == "linux"  # elsewhere SO_REUSEPORT may give everything to one listener

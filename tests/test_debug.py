@@ -804,6 +804,12 @@ def test_another_site_cannot_make_a_browser_ask(idle_app, site, status):
     assert ask(idle_app, "/debug/vars", HTTP_SEC_FETCH_SITE=site)[0] == status
 
 
+def test_where_fetch_metadata_speaks_it_decides_alone(idle_app):
+    """A privacy setting sends Origin: null, and a proxy another Host, from the page's own form."""
+    there = {"HTTP_SEC_FETCH_SITE": "same-origin", "HTTP_ORIGIN": "null"}
+    assert ask(idle_app, "/debug/vars", **there)[0] == 200
+
+
 @pytest.mark.parametrize(("origin", "status"), [
     ("http://localhost:6060", 200), ("https://localhost:6060", 200), ("HTTP://LOCALHOST:6060", 200),
     ("null", 403), ("", 403), ("http://evil.example", 403), ("http://localhost", 403),

@@ -1436,7 +1436,7 @@ class TestDeadlines:
         loop._park(conn)
         self.pass_time(clock, loop, 30)
         loop.full = False
-        loop._unpark(None)
+        turn(loop)
         self.pass_time(clock, loop, 8)
         assert notes == []
 
@@ -1474,5 +1474,5 @@ class TestDeadlines:
         turn(loop, 2)
         assert (conn.interest, list(loop._parked)) == (WRITE, [conn])
         loop.full = False
-        loop._unpark(None)
+        turn(loop)
         assert conn.interest == READ | WRITE

@@ -416,7 +416,7 @@ class TestEvents:
         loop._look_at(parked)  # not its fault: its time does not run
         assert parked.state == IDLE
         loop.full = False
-        loop._unpark(None)
+        assert loop._unpark() == [(parked.sock.fileno(), READ)]
         assert parked.since == loop.now
         loop._serve(parked)
         assert bodies(waits, 1) == ["/later"]
@@ -425,34 +425,58 @@ class TestEvents:
         """The giver looks into the tray before it is filled: then who fills it must look again."""
         _, conn = enter(loop)
         loop._park(conn)  # `full` has become false since it was asked
+        loop._next_sweep = loop.now + 1
+        assert loop._patience() == 0.0
         loop._between()
-        assert not loop._parked
         loop._batch()
+        assert not loop._parked
         assert conn.interest == READ
 
-    def test_the_parked_go_on_one_by_one_in_the_order_in_which_they_came(self, loop, enter):
-        """One at a time, for there may be one thread; the next, since it was not needed."""
-        pairs = [enter(loop) for _ in range(3)]
+    def park(self, loop, enter, count):
+        """Connections with a request each, parked one after the other."""
+        pairs = [enter(loop) for _ in range(count)]
         loop.full = True
         for client, conn in pairs:
             client.send(requests("/x"))
             loop._serve(conn)
-        loop._unpark()
-        assert (loop._again, list(loop._parked)) == ([], [conn for _, conn in pairs])
         loop.full = False
+        return pairs
+
+    def test_the_parked_go_on_one_by_one_in_the_order_in_which_they_came(self, loop, enter):
+        """One at a time, for there may be one thread; the next, since it was not needed."""
+        pairs = self.park(loop, enter, 3)
         for count, (client, conn) in enumerate(pairs, 1):
             loop._between()
-            assert len(loop._parked) == 3 - count
             loop._batch()
+            assert list(loop._parked) == [conn for _, conn in pairs[count:]]
             assert bodies(client, 1) == ["/x"]
             assert conn.interest == READ
 
-    def test_who_is_on_the_way_takes_the_free_thread_first(self, loop, enter):
-        (_, other), (_, conn) = enter(loop), enter(loop)
-        loop._park(conn)
+    def test_nobody_goes_on_while_no_thread_is_free(self, loop, enter):
+        self.park(loop, enter, 1)
+        loop.full = True
+        loop.poller.wake()
+        loop._between()
+        assert list(loop._events) == []
+        assert loop._patience() > 0
+
+    def test_the_parked_come_before_all_others(self, loop, enter):
+        (_, other), [(_, conn)] = enter(loop), self.park(loop, enter, 1)
         loop.again(other)
         loop._between()
-        assert list(loop._parked) == [conn]
+        assert [fd for fd, _ in loop._events] == [conn.sock.fileno(), other.sock.fileno()]
+
+    def test_who_is_set_aside_once_more_keeps_its_place(self, loop, enter):
+        conns = [conn for _, conn in self.park(loop, enter, 2)]
+        loop._between()
+        loop.full = True  # another has taken the thread
+        loop._batch()
+        assert list(loop._parked) == conns
+
+    def test_who_ends_meanwhile_waits_no_more(self, loop, enter):
+        [(_, conn)] = self.park(loop, enter, 1)
+        loop._forget(conn)
+        assert not loop._parked
 
     def test_an_event_for_somebody_elses_connection_silences_it(self, loop, enter):
         client, conn = enter(loop)
@@ -1080,6 +1104,38 @@ class TestThereAndBack:
         group.welcome_back(conn)
         return group._give_back(conn, me)
 
+    def test_a_lent_thread_that_comes_back_makes_no_room(self, rehearse, enter):
+        """It counts again before it stops counting: who blocks meanwhile still takes the room."""
+        group = rehearse(understudies=4, max_threads=1)
+        lent = self.lend(group, enter)
+        _, blocked = enter(group)
+        group.begin(blocked, call := object())
+        assert group.promote(blocked, call)
+        assert (group._busy, group.full) == (1, True)
+        self.bring_back(group, *lent)
+        assert (group._busy, group.full) == (1, True)
+        assert self.lend(group, enter)
+        assert (group._busy, group.full) == (1, True)
+
+    def test_there_is_room_for_as_many_as_there_are_threads(self, rehearse, enter):
+        group = rehearse(understudies=4, max_threads=3)
+        pairs = [enter(group) for _ in range(4)]
+        for _, conn in pairs:
+            group._park(conn)
+        assert len(group._unpark()) == 3
+        group._hand_over(pairs[0][1])
+        assert len(group._unpark()) == 2
+
+    def test_who_comes_back_at_rest_while_the_group_drains_is_closed(self, rehearse, enter):
+        group = rehearse()
+        _, conn = enter(group)
+        me = group.leader
+        group._hand_over(conn)
+        group._drain(None)
+        group._give_back(conn, me)
+        deliver(group)
+        assert group._again == [conn]
+
     def test_of_the_lent_threads_only_those_stay_that_can_be_of_use(self, rehearse, enter):
         group = rehearse(understudies=5, max_threads=2)
         lent = [self.lend(group, enter) for _ in range(4)]
@@ -1110,12 +1166,13 @@ class TestThereAndBack:
         last, me = lent[1]
         last.state = CLOSED
         _, parked = enter(group)
-        group._parked.append(parked)
+        group._parked[parked] = None
+        group._polling = True
         assert [self.bring_back(group, *each) for each in lent] == [True, False]
         assert me not in group._everyone
+        assert group.poller._wake_pending.locked()
         deliver(group)
         assert group._freed == [last]
-        assert not group._parked
 
     def test_who_stays_is_sent_home_by_the_stop(self, rehearse, enter):
         group = rehearse()
@@ -1744,13 +1801,13 @@ class TestBeyondHttp:
         _, parked = enter(group)
         me = group.leader
         group.begin(conn, object())
-        group._parked.append(parked)
+        group._parked[parked] = None
+        group._polling = True
         assert group.excuse(conn)
+        assert group.poller._wake_pending.locked()
         assert (group._busy, group.full, conn.owned) == (0, False, True)
         assert group.leader is not me
         assert not group.calls
-        deliver(group)
-        assert not group._parked
         group.welcome_back(conn)
         group._give_back(conn, me)
         assert (group._busy, conn.owned) == (0, False)
