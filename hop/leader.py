@@ -501,6 +501,14 @@ class LeaderFollowers(InlineLoop):
                 self._pass_lead(follower, conn)
             return follower is not None
 
+    def _offer_thread(self) -> None:
+        """A thread is free: wake the leader if connections wait for one."""
+        if self._parked and self._polling:
+            self.poller.wake()
+
+    def _room(self) -> int:
+        return self.max_threads - self._busy
+
     def begin(self, conn: Connection, call: object) -> None:
         """A call starts. Inline it runs under a record; eagerly the lead passes on first."""
         if conn.owned:
@@ -595,14 +603,6 @@ class LeaderFollowers(InlineLoop):
         self._offer_thread()
         return True
 
-    def _offer_thread(self) -> None:
-        """A thread is free: wake the leader if connections wait for one."""
-        if self._parked and self._polling:
-            self.poller.wake()
-
-    def _room(self) -> int:
-        return self.max_threads - self._busy
-
     def welcome_back(self, conn: Connection) -> None:
         with self._lock:
             self._busy += 1
@@ -622,7 +622,7 @@ class LeaderFollowers(InlineLoop):
 
 
 SHORT = 0.0003  # seconds: a call that takes longer has blocked
-FEW, MANY = 0.2, 0.6  # shares of blocking calls: below the one inline, above the other eager
+FEW, MANY = 0.02, 0.5  # shares: of calls that block, inline below; of looks, eager above
 
 REST = 0.002  # seconds between two looks of the monitor, while nothing blocks
 SHORTEST = 0.0002  # the same, while much does

@@ -1248,7 +1248,7 @@ class TestThreads:
             assert [bodies(client, 1) for client in clients] == [["/x"]] * 30
             until(lambda threads=threads: sum(thread.is_alive() for thread in threads) == 3)
             assert len(group._everyone) == 3
-        assert group.stuck() == []
+            until(lambda: not group.stuck())  # the last ones are on their way back
 
     def test_the_leader_is_among_the_stuck_while_it_is_in_a_call(self, run):
         app = Gates("/slow")
@@ -1523,7 +1523,7 @@ class TestEstimate:
             watched.look()
             looks += 1
             assert looks < 100
-        assert looks == 16
+        assert looks == 12
         assert watched.group.blocking == 1.0
         watched.group.calls.clear()
         assert not watched.look()  # the monitor has nothing to see now
@@ -1541,7 +1541,7 @@ class TestEstimate:
     def test_work_speaks_against_it(self, watched):
         for number in range(200):
             watched.call()
-            watched.look(REST, REST if number % 2 else 0.0)
+            watched.look(REST, REST if number % 3 else 0.0)
         assert not watched.group.eager
         assert 0.2 < watched.group.blocking < MANY
 
