@@ -139,6 +139,9 @@ class FakeLoop:
 
     def end(self, conn: Any) -> None: ...
 
+    def answer(self, conn: Any, data: bytes) -> None:
+        conn.write(data)
+
     def wait_writable(self, conn: Any) -> None: ...
 
     def assist(self, conn: Any) -> None: ...

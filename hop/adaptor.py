@@ -194,8 +194,7 @@ def build_environ(
     environ["SERVER_PROTOCOL"] = head.protocol
     environ["REMOTE_ADDR"] = conn.peer or conn.peer_address()
     environ["wsgi.input"] = body
-    environ["hop.response"] = response
-    environ["hop.context"] = RequestContext(conn, response.deadline)
+    environ["hop.response"] = environ["hop.context"] = response
     return environ
 
 
@@ -203,11 +202,12 @@ _is_status = re.compile(r"(?:101|[2-5][0-9]{2}) [\t\x20-\x7e\x80-\xff]*").fullma
 _is_name = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 _is_value = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
 
-# Bounded caches: status strings and field lines that repeat, checked and encoded already.
+# Bounded caches: status strings, field lines and lengths that repeat, checked already.
 _CACHE_SIZE = 512
 _LONGEST_CACHED = 256
 _status_lines: dict[str, tuple[bytes, bool]] = {}
 _field_lines: dict[tuple[str, str], bytes] = {}
+_lengths: dict[str, int] = {}
 
 
 def _remember(cache: dict[Any, Any], key: Any, entry: Any, size: int) -> None:
@@ -237,6 +237,14 @@ def _field_line(name: str, value: str) -> bytes:
     if not _is_value(value):
         raise ValueError(f"{value!r} is not a value for the field {name}")
     return f"{name}: {value}\r\n".encode("latin-1")
+
+
+def _length(value: str) -> int:
+    """The value of a Content-Length field (RFC 9110, section 8.6)."""
+    if not (value.isdecimal() and value.isascii() and len(value) < 19):
+        raise ValueError(f"Content-Length must be one number, not {value!r}")
+    _remember(_lengths, value, int(value), len(value))
+    return int(value)
 
 
 class Framing(Enum):
@@ -285,19 +293,19 @@ class DateField:
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
 
 
-class ResponseWriter:
+class ResponseWriter(RequestContext):
     """One response: `start_response`, `write` and the iterable all pass through here.
 
     `environ["hop.response"]`. `keep_alive` says whether the connection may serve another request
     afterwards; a response that cannot be framed or finished clears it. `size` counts the body's
     bytes. `trailers`, pairs of strings set before the body ends, go behind a chunked body and
-    nowhere else (RFC 9110, section 6.5). `deadline` is a monotonic time, or None. `successor` is
-    who has the connection when it leaves HTTP behind this response.
+    nowhere else (RFC 9110, section 6.5). `successor` is who has the connection when it leaves
+    HTTP behind this response. `unsent` is a whole answer that `send` has left to its caller.
     """
 
     __slots__ = (
         "_bodiless", "_chunked", "_common", "_left", "_length", "_lines", "_request",
-        "conn", "deadline", "keep_alive", "sent", "size", "status", "successor", "trailers",
+        "keep_alive", "sent", "size", "status", "successor", "trailers", "unsent",
     )  # fmt: skip
 
     def __init__(
@@ -310,6 +318,7 @@ class ResponseWriter:
         self.deadline = deadline
         self.status = ""
         self.sent = False  # whether the head has gone out
+        self.unsent = b""
         self.size = 0
         self.trailers: list[tuple[str, str]] | None = None
         self.successor: Successor | None = None
@@ -351,10 +360,9 @@ class ResponseWriter:
     def _field(self, name: str, value: str) -> bytes:
         """The line for a field that is new, or means something to us; b"" if we write our own."""
         if name == "Content-Length" or name.lower() == "content-length":
-            number = value.isdecimal() and value.isascii() and len(value) < 19
-            if not number or self._length is not None:
-                raise ValueError(f"Content-Length must be one number, not {value!r}")
-            self._length = int(value)
+            if self._length is not None:
+                raise ValueError("Content-Length must be one number, not two")
+            self._length = _lengths.get(value) or _length(value)
             return b""
         line, lower = _field_line(name, value), name.lower()
         if lower in _HOP_BY_HOP:
@@ -450,7 +458,10 @@ class ResponseWriter:
                     conn.loop.assist(conn)
 
     def send(self, result: Iterable[bytes]) -> None:
-        """Send what the application returned, and finish the response."""
+        """Send what the application returned, and finish the response.
+
+        A plain answer is not sent but left in `unsent`: it may leave together with others.
+        """
         whole = type(result) is list or type(result) is tuple
         if whole and not (self.sent or self.trailers):
             self._send_whole(b"".join(result))
@@ -483,7 +494,7 @@ class ResponseWriter:
             return
         self.sent, self.size, self._left = True, size, 0
         self._lines += b"Content-Length: %d\r\n\r\n" % size, body
-        self.conn.write(b"".join(self._lines))
+        self.unsent = b"".join(self._lines)
 
     def _send_pieces(self, result: Iterable[bytes]) -> None:
         """Send each piece at once, and what ends the body; stop when more comes than may."""
@@ -523,9 +534,10 @@ class ResponseWriter:
             if self._left is None and not self._chunked:
                 self.conn.reset()
             return
-        self.status, self.trailers = "", None
+        self.status, self.trailers, body = "", None, b"Internal Server Error\n"
         self.start_response("500 Internal Server Error", [("Content-Type", "text/plain")])
-        self.send([b"Internal Server Error\n"])
+        self._put(self._head(len(body)), body)
+        self._left = 0
 
     def pass_to(self, successor: Successor) -> None:
         """Let `successor` have the connection. RuntimeError when that cannot be any more."""

@@ -23,18 +23,18 @@ class RequestContext:
     None when the engine sets no `request_timeout`.
     """
 
-    __slots__ = ("_client", "deadline")
+    __slots__ = ("conn", "deadline")
 
-    def __init__(self, client: Client, deadline: float | None) -> None:
-        self._client = client
+    def __init__(self, conn: Client, deadline: float | None) -> None:
+        self.conn = conn
         self.deadline = deadline
 
     @property
     def remote_address(self) -> tuple[str, int] | str:
         """`(host, port)` of the client; for a unix socket its path, mostly empty."""
-        return self._client.peer_name()
+        return self.conn.peer_name()
 
     @property
     def gone(self) -> bool:
         """True once the client has closed its end; nobody will read the answer."""
-        return self._client.gone()
+        return self.conn.gone()

@@ -105,6 +105,9 @@ class Loop(adaptor.Loop, Protocol):
     def end(self, conn: Any) -> None:
         """Application code has returned."""
 
+    def answer(self, conn: Any, data: bytes) -> None:
+        """Send a whole answer: at once, or a moment later together with others."""
+
 
 class Transport(adaptor.Transport, Protocol):
     """What the engine sees of a connection: what a response sees, and four attributes."""
@@ -292,12 +295,15 @@ class Engine:
             self.bridge.offer(environ, response)
         loop.begin(conn, response)
         try:
-            whole = self._call(head, environ, response)
+            try:
+                whole = self._call(head, environ, response)
+            finally:
+                loop.end(conn)
+            if response.unsent:
+                loop.answer(conn, response.unsent)
         except ClientDisconnected:
             conn.reset()
             whole = False
-        finally:
-            loop.end(conn)
         conn.since = loop.now
         if self._access:
             self._log(head, response)

@@ -76,6 +76,9 @@ class InlineLoop:
         self.full = False
         self.stopped = threading.Event()
         self._events: Any = iter(())
+        self._answers: deque[tuple[Connection, bytes]] = deque()
+        self._gathering = False
+        self._release_at = 0.0
         self._doors: list[int] = []
         self._freed: list[Connection] = []
         self._again: list[Connection] = []
@@ -156,6 +159,15 @@ class InlineLoop:
     def end(self, conn: Connection) -> None:
         """Application code has returned."""
 
+    def answer(self, conn: Connection, data: bytes) -> None:
+        """Send a whole answer: at once, or a moment later with the others of the batch."""
+        if not self._gathering or conn.owned or conn.backlog is not None:
+            conn.write(data)
+            return
+        self._answers.append((conn, data))
+        if time.monotonic() > self._release_at:
+            self._release()
+
     def _serve(self, conn: Connection) -> bool:
         """An event of a connection; False when the lead was lost over it."""
         if (conn.owned or self.full) and self._set_aside(conn):
@@ -230,6 +242,8 @@ class InlineLoop:
 
     def _batch(self) -> Connection | None:
         """Serve what is left of the batch; the connection over which the lead was lost."""
+        if self._answers:
+            self._release()
         connections = self.connections
         for fd, _ in self._events:
             conn = connections.get(fd)
@@ -237,7 +251,25 @@ class InlineLoop:
                 self._doors.append(fd)
             elif not self._serve(conn):
                 return conn
+        if self._answers:
+            self._release()
         return None
+
+    def _release(self) -> None:
+        """Send the answers that were held back."""
+        answers = self._answers
+        while answers:
+            conn, data = answers.popleft()
+            try:
+                conn.write(data)
+            except ClientDisconnected:
+                conn.state = CLOSED
+            else:
+                if conn.backlog is None:
+                    continue
+                conn.state = FLUSHING
+            self._settle(conn)
+        self._release_at = time.monotonic() + GATHER
 
     def post(self, fn: Callable[..., None], argument: Any = None) -> None:
         """Let the leader call `fn(argument)` between two batches; from any thread."""
@@ -251,6 +283,7 @@ class InlineLoop:
         ready = self.poller.poll(self._patience())
         self._polling = False
         self.now = self.poller.now
+        self._gathering, self._release_at = len(ready) > 1 and not self._again, self.now + GATHER
         if self._again:
             ready = [(conn.sock.fileno(), READ) for conn in self._again] + ready
             self._again = []
@@ -397,6 +430,8 @@ class InlineLoop:
 
 
 BREATH = 0.05  # seconds after an error in the loop
+
+GATHER = 0.0001  # seconds for which an answer may wait for others
 
 SWEEP = 0.25  # seconds between two slices of the sweep
 SLICES = 4  # slices of the table in one whole sweep

@@ -34,7 +34,7 @@ def _bad(reason: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> ProtocolEr
     return ProtocolError(status, reason)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class RequestHead:
     """One request head: what the first line said, and what follows for the body and the connection.
 
@@ -155,14 +155,15 @@ class _LineMemo(dict[str, tuple[str, str]]):
         value = value.strip(" \t")
         if not colon or (not value.isprintable() and _control(value)):
             raise _bad("malformed field line")
+        pair = variable, value
         if repeats:
             if variable == "HTTP_HOST" and not _is_host(value):
                 raise _bad("malformed Host")
             if len(self) >= 1024:
                 self.clear()
             if len(line) <= 256:
-                self[line] = variable, value
-        return variable, value
+                self[line] = pair
+        return pair
 
 
 _lines = _LineMemo()
@@ -265,7 +266,8 @@ def parse_head(
         _check_sizes(line, lines, size, limits)
     usual = _origin_form(line)
     parts = usual.groups("") if usual else _unusual_request_line(line)
-    method, target, path, query, protocol, authority = parts
+    head = RequestHead()
+    head.method, head.target, path, head.query, protocol, authority = parts
     variables = dict(map(_field, lines))
     if len(variables) < len(lines) or "" in variables:
         variables = _merge(map(_field, lines))
@@ -274,17 +276,17 @@ def parse_head(
         raise _bad("missing Host")
     if authority:
         variables["HTTP_HOST"] = authority
-    length, chunked, keep_alive = None, False, modern
+    head.path = unquote(path, "latin-1") if "%" in path else path
+    head.protocol, head.variables, head.end = protocol, variables, end + 4
+    head.content_length, head.chunked, head.keep_alive = None, False, modern
     if "CONTENT_LENGTH" in variables or "HTTP_TRANSFER_ENCODING" in variables:
-        length, chunked = _framing(variables, modern, limits)
+        head.content_length, head.chunked = _framing(variables, modern, limits)
     if "HTTP_CONNECTION" in variables:
-        keep_alive = _keeps_alive(variables["HTTP_CONNECTION"].lower(), modern)
-    expects = modern and "HTTP_EXPECT" in variables and _expects_continue(variables["HTTP_EXPECT"])
-    path = unquote(path, "latin-1") if "%" in path else path
-    return RequestHead(
-        method, target, path, query, protocol, variables,
-        length, chunked, keep_alive, expects, end + 4,
-    )  # fmt: skip
+        head.keep_alive = _keeps_alive(variables["HTTP_CONNECTION"].lower(), modern)
+    head.expect_continue = (
+        modern and "HTTP_EXPECT" in variables and _expects_continue(variables["HTTP_EXPECT"])
+    )
+    return head
 
 
 class ChunkedDecoder:

@@ -30,6 +30,9 @@ class FakeLoop:
     def end(self, conn: Any) -> None:
         self.calls.append("end")
 
+    def answer(self, conn: Any, data: bytes) -> None:
+        conn.write(data)
+
     def assist(self, conn: Any) -> None:
         self.calls.append("assist")
 

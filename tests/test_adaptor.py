@@ -133,6 +133,8 @@ def call(app: App, request: bytes = GET, wire: Wire | None = None) -> tuple[Wire
                 result.close()
     except (ValueError, TypeError, RuntimeError, LookupError):
         response.fail()
+    if response.unsent:
+        wire.write(response.unsent)
     return wire, response
 
 

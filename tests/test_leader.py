@@ -580,6 +580,126 @@ class TestRounds:
         assert not loop._again
 
 
+class TestAnswersThatLeaveTogether:
+    """Whole answers wait for the end of their batch, and for nothing else."""
+
+    @pytest.fixture
+    def ask(self, loop, enter):
+        """Clients that have asked, with the batch of their requests."""
+
+        def ask(*paths, group=None):
+            group = group or loop
+            pairs = [enter(group) for _ in paths]
+            for (client, _), path in zip(pairs, paths, strict=True):
+                client.send(requests(path))
+            group._wait()
+            group._release_at = time.monotonic() + 60
+            return pairs
+
+        return ask
+
+    def test_they_leave_when_the_batch_is_over(self, loop, ask, monkeypatch):
+        pairs = ask("/1", "/2", "/3")
+        waiting, serve = [], loop._serve
+        monkeypatch.setattr(
+            loop, "_serve", lambda conn: (waiting.append(readable(clients)), serve(conn))[1]
+        )
+        clients = [client for client, _ in pairs]
+        loop._batch()
+        assert waiting == [0, 0, 0]
+        assert sorted(bodies(client, 1) for client in clients) == [["/1"], ["/2"], ["/3"]]
+        assert {(conn.state, conn.interest) for _, conn in pairs} == {(IDLE, READ)}
+
+    def test_one_alone_waits_for_nobody(self, loop, ask):
+        ((client, conn),) = ask("/1")
+        loop._serve(conn)
+        assert readable([client]) == 1
+
+    def test_nor_do_they_wait_when_the_time_is_up(self, loop, ask):
+        pairs = ask("/1", "/2")
+        loop._release_at = time.monotonic()
+        loop._serve(pairs[0][1])
+        assert readable([pairs[0][0]]) == 1
+        assert loop._release_at > time.monotonic() - 20
+
+    def test_nor_where_a_connection_may_come_up_twice(self, loop, enter, ask):
+        """The first request was read before, the second one is an event, and leaves at once."""
+        (client, conn), (other, _) = ask("/", "/x")
+        client.send(requests("/second").replace(b"Host", b"Connection: close\r\nHost"))
+        conn.sock.recv(len(requests("/")))
+        conn.incoming = requests("/first")
+        loop._settle(conn)
+        loop._wait()
+        loop._batch()
+        assert bodies(client, 2) == ["/first", "/second"]
+        assert bodies(other, 1) == ["/x"]
+
+    def test_what_the_kernel_does_not_take_is_flushed_later(self, make, enter):
+        size = 1 << 16
+
+        def app(environ, start_response):
+            start_response("200 OK", [("Content-Length", str(size))])
+            return [bytes(size)]
+
+        loop = make(app=app)
+        (slow, conn), (quick, _) = enter(loop), enter(loop)
+        conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        slow.send(requests("/"))
+        quick.send(requests("/"))
+        loop._wait()
+        loop._release_at = time.monotonic() + 60
+        loop._batch()
+        assert (conn.state, conn.interest) == (FLUSHING, WRITE)
+        received = b""
+        while len(received) < size or loop.connections[conn.sock.fileno()].state != IDLE:
+            received += slow.recv(1 << 16)
+            loop._serve(conn)
+        while received.count(b"\0") < size:
+            received += slow.recv(1 << 16)
+        assert conn.interest == READ
+
+    def test_who_left_meanwhile_is_forgotten(self, loop, ask, monkeypatch):
+        (_, gone), (client, _) = ask("/1", "/2")
+
+        def broken(data):
+            raise ClientDisconnected("left")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(gone), "write", lambda conn, data: (
+                broken(data) if conn is gone else conn.sock.send(data)))  # fmt: skip
+            loop._batch()
+        assert gone.state == CLOSED
+        assert gone not in loop.connections.values()
+        assert bodies(client, 1) == ["/2"]
+
+    def test_who_takes_the_lead_sends_what_the_last_leader_held(self, rehearse, ask, monkeypatch):
+        group = rehearse()
+        (first, conn), (_, stuck), (_, third) = ask("/1", "/2", "/3", group=group)
+        group._serve(conn)
+        held, call, at_the_third = readable([first]), object(), []
+        group.begin(stuck, call)
+        assert group.promote(stuck, call)
+        group._events = iter([(third.sock.fileno(), READ)])
+        monkeypatch.setattr(group, "begin", lambda *_: at_the_third.append(readable([first])))
+        group._batch()
+        assert (held, at_the_third) == (0, [1])
+
+    def test_a_thread_that_has_lost_the_lead_sends_its_own(self, rehearse, ask):
+        group = rehearse()
+        (client, conn), _ = ask("/1", "/2", group=group)
+        conn.owned = True
+        group.answer(conn, b"its own")
+        assert client.recv(100) == b"its own"
+
+    def test_an_answer_behind_a_backlog_keeps_its_place(self, loop, ask):
+        (client, conn), _ = ask("/1", "/2")
+        conn.cork()
+        conn.write(b"first, ")
+        loop.answer(conn, b"second")
+        assert conn.flush()
+        assert client.recv(100) == b"first, second"
+
+
 class TestDeadlines:
     def expire(self, make, enter, state, after=10.5, owned=False):
         clock = Clock()

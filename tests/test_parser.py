@@ -1,5 +1,6 @@
 """hop.parser: the corpus whole, byte by byte and cut in two; limits; memos; linear time."""
 
+import dataclasses
 from http import HTTPStatus
 from typing import Any
 
@@ -72,19 +73,19 @@ def parsed(raw: bytes | bytearray, start: int = 0, **limits: Any) -> RequestHead
 class TestHead:
     def test_all_fields(self) -> None:
         raw = b"POST /a%20b?c HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nX-B: c\r\n\r\nabc"
-        assert parsed(raw) == RequestHead(
-            method="POST",
-            target="/a%20b?c",
-            path="/a b",
-            query="c",
-            protocol="HTTP/1.1",
-            variables={"HTTP_HOST": "a", "CONTENT_LENGTH": "3", "HTTP_X_B": "c"},
-            content_length=3,
-            chunked=False,
-            keep_alive=True,
-            expect_continue=False,
-            end=len(raw) - 3,
-        )
+        assert dataclasses.asdict(parsed(raw)) == {
+            "method": "POST",
+            "target": "/a%20b?c",
+            "path": "/a b",
+            "query": "c",
+            "protocol": "HTTP/1.1",
+            "variables": {"HTTP_HOST": "a", "CONTENT_LENGTH": "3", "HTTP_X_B": "c"},
+            "content_length": 3,
+            "chunked": False,
+            "keep_alive": True,
+            "expect_continue": False,
+            "end": len(raw) - 3,
+        }
 
     def test_starts_anywhere(self) -> None:
         first, second = (b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % n for n in (1, 2))
