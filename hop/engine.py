@@ -341,6 +341,7 @@ class Engine:
     def _requests(self, conn: Transport, data: bytes) -> None:
         """Answer the whole requests in `data` and keep what is left."""
         position, size, turns = 0, len(data), self.max_pipelined
+        view: memoryview | None = None
         while turns:
             turns -= 1
             try:
@@ -365,8 +366,10 @@ class Engine:
                 conn.incoming = None
                 self._respond(conn, head, body)
                 return
-            conn.cork()
-            conn.incoming = memoryview(data)[position:]  # in case HTTP ends here
+            if conn.backlog is None:
+                conn.cork()
+            view = view or memoryview(data)
+            conn.incoming = view[position:]  # in case HTTP ends here
             self._respond(conn, head, body)
             if conn.state not in (IDLE, FLUSHING):
                 return
