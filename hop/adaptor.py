@@ -239,14 +239,6 @@ def _field_line(name: str, value: str) -> bytes:
     return f"{name}: {value}\r\n".encode("latin-1")
 
 
-def _length(value: str) -> int:
-    """The value of a Content-Length field (RFC 9110, section 8.6)."""
-    if not (value.isdecimal() and value.isascii() and len(value) < 19):
-        raise ValueError(f"Content-Length must be one number, not {value!r}")
-    _remember(_lengths, value, int(value), len(value))
-    return int(value)
-
-
 class Framing(Enum):
     """How the client finds the end of a response's body (RFC 9112, section 6.3)."""
 
@@ -571,5 +563,14 @@ _HOP_BY_HOP = frozenset(
 )
 # Fields that differ from answer to answer, or are nobody's business: never remembered.
 _PASSING = frozenset(["set-cookie", "location", "etag", "last-modified", "content-range"])
+
+
+def _length(value: str) -> int:
+    """The value of a Content-Length field (RFC 9110, section 8.6)."""
+    if not (value.isdecimal() and value.isascii() and len(value) < 19):
+        raise ValueError(f"Content-Length must be one number, not {value!r}")
+    _remember(_lengths, value, int(value), len(value))
+    return int(value)
+
 
 JOIN_LIMIT = 1 << 16

@@ -573,8 +573,9 @@ class LeaderFollowers(InlineLoop):
     def _note(self, took: float) -> None:
         """Remember which share of the calls blocks; when it is small, go inline."""
         self.blocking += ((took > SHORT) - self.blocking) / 64
-        if self.blocking < FEW:
+        if self.blocking < FEW and self.eager:
             self.eager = False
+            self.wake_monitor()
 
     def promote(self, conn: Connection, call: object) -> bool:
         """Take the lead from a thread that is stuck in `call`.
@@ -662,8 +663,9 @@ FEW, MANY = 0.02, 0.5  # shares: of calls that block, inline below; of looks, ea
 REST = 0.002  # seconds between two looks of the monitor, while nothing blocks
 SHORTEST = 0.0002  # the same, while much does
 CALM = 0.1  # seconds without a promotion after which it looks less often
-DROWSY, LONG = 8, 0.016  # looks without a call after which it rests longer, and how long
-QUIET = 50  # looks without a call after which it sleeps
+BUSY = 4000  # requests a second: more is much, even if no call is seen
+DROWSY, LONG = 8, 0.016  # looks with little to see after which it rests longer, and how long
+QUIET = 50  # looks with little to see after which it sleeps
 NAP = 1.0  # seconds of a sleep, after which Python has a chance to call signal handlers
 BURN = 10  # switch intervals for which a handler may burn CPU before it loses the lead
 BURNERS = 2  # how many such handlers run at once,
@@ -679,10 +681,11 @@ class Watch:
         self._call: object = None
         self._leader: Follower | None = None
         self._looked = self._cpu = self._began = self._began_cpu = 0.0
+        self._requests = 0
         self._burners: list[Connection] = []
 
     def look(self, now: float) -> bool:
-        """Promote a follower if the leader is stuck; True when a call was seen."""
+        """Promote a follower if the leader is stuck; True when there is much to see."""
         group, leader = self.group, self.group.leader
         if leader is None or (group.eager and not group.calls):
             self.promoted = False
@@ -693,8 +696,11 @@ class Watch:
         if call is not self._call:
             self._call, self._began, self._began_cpu = call, now, cpu
         self.promoted = conn is not None and self._judge(leader, conn, now, cpu)
+        new = group.engine.requests - self._requests
+        busy = conn is not None or new > BUSY * (now - self._looked)
         self._leader, self._looked, self._cpu = leader, now, cpu
-        return conn is not None
+        self._requests += new
+        return busy
 
     def _judge(self, leader: Follower, conn: Connection, now: float, cpu: float) -> bool:
         """Promote over a call that blocks, or that has burnt for too long; True if it blocked."""
@@ -750,7 +756,7 @@ class Monitor:
             self._bell.release()
 
     def look(self) -> bool:
-        """Look at every group once; True when one of them was in a call."""
+        """Look at every group once; True when one of them has much to do."""
         now = self._clock()
         seen = [watch.look(now) for watch in self._watches]
         if any(watch.promoted for watch in self._watches):
@@ -767,7 +773,8 @@ class Monitor:
         while not over():
             quiet = 0 if self.look() else quiet + 1
             if quiet < QUIET or not may_sleep():
-                self._bell.acquire(timeout=self.quantum if quiet < DROWSY else LONG)
+                if self._bell.acquire(timeout=self.quantum if quiet < DROWSY else LONG):
+                    quiet = 0
             else:
                 self._park()
                 quiet = 0

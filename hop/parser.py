@@ -277,15 +277,14 @@ def parse_head(
     if authority:
         variables["HTTP_HOST"] = authority
     head.path = unquote(path, "latin-1") if "%" in path else path
-    head.protocol, head.variables, head.end = protocol, variables, end + 4
+    head.protocol, head.variables = protocol, variables
     head.content_length, head.chunked, head.keep_alive = None, False, modern
     if "CONTENT_LENGTH" in variables or "HTTP_TRANSFER_ENCODING" in variables:
         head.content_length, head.chunked = _framing(variables, modern, limits)
     if "HTTP_CONNECTION" in variables:
         head.keep_alive = _keeps_alive(variables["HTTP_CONNECTION"].lower(), modern)
-    head.expect_continue = (
-        modern and "HTTP_EXPECT" in variables and _expects_continue(variables["HTTP_EXPECT"])
-    )
+    expects = modern and "HTTP_EXPECT" in variables and _expects_continue(variables["HTTP_EXPECT"])
+    head.expect_continue, head.end = expects, end + 4
     return head
 
 

@@ -18,6 +18,7 @@ from hop.errors import ClientDisconnected
 from hop.leader import (
     BURN,
     BURNERS,
+    BUSY,
     CALM,
     DROWSY,
     FEW,
@@ -1098,13 +1099,16 @@ class TestEager:
             group._note(SHORT * 2)
         assert group.eager
         assert group.blocking > 0.9
-        noted = 0
+        noted, rung = 0, []
+        group.wake_monitor = lambda: rung.append(group.eager)
         while group.eager:
             group._note(SHORT / 2)
             noted += 1
             assert noted < 1000
         assert noted > 50
         assert group.blocking < FEW
+        group._note(SHORT / 2)  # on a thread that began its call before
+        assert rung == [False]  # the monitor has something to watch again
 
     def test_calls_are_noted_as_long_as_it_lasts(self, rehearse, enter):
         group = rehearse()
@@ -1739,7 +1743,7 @@ class TestMonitor:
         group = rehearse()
         monitor = Monitor([group])
         rounds = itertools.count()
-        monitor._bell = bell = FakeBell()
+        monitor._bell = bell = FakeBell(lambda: bell.sleeps[-1] == NAP)  # rung when it is parked
         monitor.run(lambda: next(rounds) == QUIET + 1, lambda: True)
         assert bell.sleeps[: DROWSY - 1] == [REST] * (DROWSY - 1)
         assert bell.sleeps[DROWSY - 1 : QUIET - 1] == [LONG] * (QUIET - DROWSY)
@@ -1760,9 +1764,26 @@ class TestMonitor:
         group = rehearse()
         monitor = Monitor([group])
         rounds = itertools.count()
-        monitor._bell = bell = FakeBell()
+        monitor._bell = bell = FakeBell(lambda: False)
         monitor.run(lambda: next(rounds) == QUIET + 10, lambda: False)
-        assert None not in bell.sleeps
+        assert bell.sleeps[-10:] == [LONG] * 10
+
+    def test_who_rings_wakes_it_up_for_good(self, rehearse):
+        group = rehearse()
+        monitor = Monitor([group])
+        rounds = itertools.count()
+        monitor._bell = bell = FakeBell(lambda: len(bell.sleeps) == DROWSY + 2)
+        monitor.run(lambda: next(rounds) == DROWSY + 3, lambda: False)
+        assert bell.sleeps[DROWSY - 1 :] == [LONG, LONG, LONG, REST]
+
+    def test_many_requests_keep_it_awake_though_no_call_is_seen(self, rehearse):
+        clock, group = Clock(), rehearse()
+        monitor = Monitor([group], clock=clock)
+        assert not monitor.look()
+        for more, busy in ((0, False), (BUSY, False), (BUSY + 1, True), (0, False)):
+            group.engine.requests += more
+            clock.now += 1.0
+            assert monitor.look() is busy
 
     def test_a_call_wakes_it(self, rehearse, enter):
         group = rehearse()
