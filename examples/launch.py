@@ -60,6 +60,18 @@ def hop_twice(options: Options) -> None:
     hop(options, "--processes", "2")
 
 
+def hop_hasty(options: Options) -> None:
+    """With every answer sent as soon as it is made: what it costs to wait for none."""
+    from hop.connection import Connection
+    from hop.leader import InlineLoop
+
+    def at_once(self: InlineLoop, conn: Connection, data: bytes) -> None:
+        conn.write(data)
+
+    InlineLoop.answer = at_once  # type: ignore[method-assign]
+    hop(options)
+
+
 def hop_unwatched(options: Options) -> None:
     """Without the monitor: no product, but what there is to compare it with."""
     from hop.leader import Monitor
@@ -212,8 +224,8 @@ def gevent(options: Options) -> None:
 KINDS: dict[str, Callable[[Options], None]] = {
     function.__name__.replace("_", "-"): function
     for function in (
-        hop, hop_unwatched, hop_forgetful, hop_twice, std, std_nodelay, bare, waitress, gunicorn,
-        cheroot, granian, uvicorn, bjoern, fastwsgi, gevent, nginx,
+        hop, hop_hasty, hop_unwatched, hop_forgetful, hop_twice, std, std_nodelay, bare, waitress,
+        gunicorn, cheroot, granian, uvicorn, bjoern, fastwsgi, gevent, nginx,
     )
 }
 

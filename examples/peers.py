@@ -19,7 +19,8 @@ from typing import IO
 ROOT = Path(__file__).resolve().parent.parent
 PEERS_PYTHON = ROOT / "build" / "peers" / "bin" / "python"
 OURS = (  # these run on the Python that runs the benchmark; see examples/launch.py
-    "hop", "hop-unwatched", "hop-forgetful", "hop-twice", "std", "std-nodelay", "bare",
+    "hop", "hop-hasty", "hop-unwatched", "hop-forgetful", "hop-twice", "std", "std-nodelay",
+    "bare",
 )
 PEERS = (
     "bjoern", "fastwsgi", "granian", "uvicorn", "waitress", "cheroot", "gunicorn", "gevent",

@@ -57,11 +57,12 @@ WORKLOADS: dict[str, tuple[Workload, ...]] = {
         Workload("overview page", ("std", "std-nodelay", "hop"), "examples.app:application",
                  connections=300, alone=False),
     ),
-    "hello": (Workload("hello", (*FAST, *SLOWER)),),
+    "hello": (Workload("hello", (*FAST, *SLOWER, "hop-hasty")),),
     "different": (
         Workload(
             "every request different",
-            tuple(name for name in (*FAST, "waitress") if name != "bare"), load="different",
+            tuple(name for name in (*FAST, "waitress", "hop-hasty") if name != "bare"),
+            load="different",
         ),
     ),
     "connections": tuple(

@@ -851,6 +851,18 @@ def test_a_forgetful_parser_reads_the_same(monkeypatch):
     assert len(parser._lines) == len(parser._names) == 0
 
 
+def test_in_haste_an_answer_is_sent_when_it_is_made(monkeypatch):
+    from hop.leader import InlineLoop
+
+    ran, sent = [], []
+    monkeypatch.setattr(InlineLoop, "answer", InlineLoop.answer)
+    monkeypatch.setattr(launch, "hop", ran.append)
+    launch.hop_hasty(launch.Options("x:y", 1))
+    InlineLoop.answer(None, types.SimpleNamespace(write=sent.append), b"an answer")
+    assert ran
+    assert sent == [b"an answer"]
+
+
 def test_without_a_monitor_nobody_looks(monkeypatch):
     from hop import leader
 
