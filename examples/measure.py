@@ -4,7 +4,6 @@ import contextlib
 import math
 import os
 import resource
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -170,8 +169,8 @@ def measure(server: str, workload: Workload, run: Run) -> Row:
 
 def middle(rows: Sequence[Row]) -> Row:
     """The row whose CPU per request is the median: the whole row, as one run saw it."""
-    cpu = statistics.median_low(row.cpu for row in rows)
-    return next(row for row in rows if row.cpu == cpu)
+    ordered = sorted(rows, key=lambda row: (math.isnan(row.cpu), row.cpu))
+    return ordered[(len(rows) - 1) // 2]
 
 
 def compare(

@@ -78,7 +78,7 @@ class InlineLoop:
         self._events: Any = iter(())
         self._answers: deque[tuple[Connection, bytes]] = deque()
         self._gathering = False
-        self._release_at = 0.0
+        self._release_at = self._gather_from = 0.0
         self._doors: list[int] = []
         self._freed: list[Connection] = []
         self._again: list[Connection] = []
@@ -161,12 +161,10 @@ class InlineLoop:
 
     def answer(self, conn: Connection, data: bytes) -> None:
         """Send a whole answer: at once, or a moment later with the others of the batch."""
-        if not self._gathering or conn.owned or conn.backlog is not None:
+        if self._gathering and not conn.owned and conn.backlog is None:
+            self._answers.append((conn, data))
+        else:
             conn.write(data)
-            return
-        self._answers.append((conn, data))
-        if time.monotonic() > self._release_at:
-            self._release()
 
     def _serve(self, conn: Connection) -> bool:
         """An event of a connection; False when the lead was lost over it."""
@@ -251,25 +249,30 @@ class InlineLoop:
                 self._doors.append(fd)
             elif not self._serve(conn):
                 return conn
+            if self._answers and time.monotonic() > self._release_at:
+                self._release()
         if self._answers:
             self._release()
         return None
 
     def _release(self) -> None:
         """Send the answers that were held back."""
-        answers = self._answers
+        now, answers = time.monotonic(), self._answers
+        if now > self._release_at + OVERDUE:
+            self._gather_from = now + HASTE
+        self._release_at = now + GATHER
         while answers:
             conn, data = answers.popleft()
+            at_rest = conn.state is IDLE  # unless an error behind its answer has ended it
             try:
                 conn.write(data)
-            except ClientDisconnected:
-                conn.state = CLOSED
-            else:
                 if conn.backlog is None:
                     continue
                 conn.state = FLUSHING
-            self._settle(conn)
-        self._release_at = time.monotonic() + GATHER
+            except ClientDisconnected:
+                conn.state = CLOSED
+            if at_rest:
+                self._settle(conn)
 
     def post(self, fn: Callable[..., None], argument: Any = None) -> None:
         """Let the leader call `fn(argument)` between two batches; from any thread."""
@@ -283,7 +286,9 @@ class InlineLoop:
         ready = self.poller.poll(self._patience())
         self._polling = False
         self.now = self.poller.now
-        self._gathering, self._release_at = len(ready) > 1 and not self._again, self.now + GATHER
+        once = len(ready) > 1 and not (self._again or self._parked)
+        self._gathering = once and self.now > self._gather_from
+        self._release_at = self.now + GATHER
         if self._again:
             ready = [(conn.sock.fileno(), READ) for conn in self._again] + ready
             self._again = []
@@ -432,6 +437,8 @@ class InlineLoop:
 BREATH = 0.05  # seconds after an error in the loop
 
 GATHER = 0.0001  # seconds for which an answer may wait for others
+OVERDUE = 0.002  # seconds more than that, for which a slow call has made it wait
+HASTE = 1.0  # seconds for which nothing is held back after that
 
 SWEEP = 0.25  # seconds between two slices of the sweep
 SLICES = 4  # slices of the table in one whole sweep

@@ -716,7 +716,7 @@ def test_what_is_not_measured_is_named(monkeypatch):
     monkeypatch.setattr(measure, "measure", lambda server, workload, run: row(workload, server))
     busy = Workload("busy", ("hop",), connections=10**9)
     rows, notes = measure.survey([HELLO, busy], Run(), ())
-    assert [each.server for each in rows] == ["bare", "nginx", "hop", "std-nodelay"]
+    assert [each.server for each in rows] == ["bare", "nginx", "hop", "std-nodelay", "hop-hasty"]
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     assert f"busy: not measured, the descriptor limit is {limit:,}" in notes
     for name in ("bjoern", "fastwsgi", "granian", "uvicorn", "gevent", "gunicorn"):
@@ -849,6 +849,12 @@ def test_a_forgetful_parser_reads_the_same(monkeypatch):
     memo.forget()
     assert [parser.parse_head(head) for head in heads] == remembered
     assert len(parser._lines) == len(parser._names) == 0
+
+
+def test_a_run_without_an_answer_is_not_the_middle_one():
+    rows = [types.SimpleNamespace(cpu=cpu) for cpu in (math.nan, 3.0, 2.0)]
+    assert measure.middle(rows).cpu == 3.0
+    assert math.isnan(measure.middle(rows[:1]).cpu)
 
 
 def test_in_haste_an_answer_is_sent_when_it_is_made(monkeypatch):

@@ -23,9 +23,12 @@ from hop.leader import (
     DROWSY,
     FEW,
     FORBEARANCE,
+    GATHER,
+    HASTE,
     LONG,
     MANY,
     NAP,
+    OVERDUE,
     QUIET,
     REST,
     SHORT,
@@ -98,7 +101,9 @@ def bodies(client, count):
     """The bodies of the next answers."""
     data = b""
     while data.count(b"HTTP/1.1 ") < count or not _whole(data):
-        data += client.recv(65536)
+        piece = client.recv(65536)
+        assert piece, "the connection has ended"
+        data += piece
     return [part.partition(b"\r\n\r\n")[2].decode() for part in data.split(b"HTTP/1.1 ")[1:]]
 
 
@@ -616,12 +621,78 @@ class TestAnswersThatLeaveTogether:
         loop._serve(conn)
         assert readable([client]) == 1
 
-    def test_nor_do_they_wait_when_the_time_is_up(self, loop, ask):
+    def due(self, loop, clients, seen, late=0.0):
+        """At each call: how many clients have an answer. At the first one the time is up."""
+
+        def begin(conn, call):
+            seen.append(readable(clients))
+            if len(seen) == 1:
+                loop._release_at = self.up = time.monotonic() - late
+
+        return begin
+
+    def test_nor_do_they_wait_when_the_time_is_up(self, loop, ask, monkeypatch):
+        clients, seen = [client for client, _ in ask("/1", "/2", "/3")], []
+        monkeypatch.setattr(loop, "begin", self.due(loop, clients, seen))
+        loop._batch()
+        assert seen[:2] == [0, 1]
+        assert loop._release_at > self.up + GATHER / 2  # and a new time has begun
+        assert loop._gather_from == 0.0
+
+    def test_nor_behind_answers_of_another_kind(self, make, enter, monkeypatch):
+        def app(environ, start_response):
+            start_response("200 OK", [("Content-Length", "1")])
+            return [b"x"] if environ["PATH_INFO"] == "/plain" else iter([b"x"])
+
+        loop, seen = make(app=app), []
+        pairs = [enter(loop) for _ in range(3)]
+        for (client, _), path in zip(pairs, ("/plain", "/stream", "/stream"), strict=True):
+            client.send(requests(path))
+        loop._wait()
+        monkeypatch.setattr(loop, "begin", self.due(loop, [pairs[0][0]], seen))
+        loop._batch()
+        assert seen == [0, 1, 1]
+
+    def test_who_finds_one_overdue_holds_nothing_back_for_a_while(self, loop, ask, monkeypatch):
+        seen = []
         pairs = ask("/1", "/2")
-        loop._release_at = time.monotonic()
-        loop._serve(pairs[0][1])
-        assert readable([pairs[0][0]]) == 1
-        assert loop._release_at > time.monotonic() - 20
+        monkeypatch.setattr(loop, "begin", self.due(loop, [], seen, late=OVERDUE * 1.01))
+        loop._batch()
+        assert loop._gather_from - time.monotonic() == pytest.approx(HASTE, rel=0.9)
+        for now, gathering in ((loop._gather_from, False), (loop._gather_from + 0.1, True)):
+            for client, _ in pairs:
+                client.send(requests("/again"))
+            monkeypatch.setattr(loop.poller, "_clock", lambda now=now: now)
+            loop._wait()
+            assert loop._gathering is gathering
+
+    def test_a_client_that_leaves_when_the_time_is_up_stays_forgotten(self, loop, ask, monkeypatch):
+        (client, conn), _ = ask("/1", "/2")
+        fd = conn.sock.fileno()
+        monkeypatch.setattr(loop, "begin", self.due(loop, [], []))
+
+        def broken(self, data):
+            raise ClientDisconnected("left")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(conn), "write", broken)
+            loop._batch()
+        assert conn.state == CLOSED
+        assert (conn.interest, conn in loop._freed) == (0, True)
+        client.send(b"more")
+        assert fd not in [fd for fd, _ in reported(loop)]
+
+    def test_an_answer_leaves_though_an_error_behind_it_ends_the_connection(
+        self, loop, ask, monkeypatch, caplog
+    ):
+        pairs = ask("/1", "/2")
+        monkeypatch.setattr(loop.engine, "_access", True)
+        monkeypatch.setattr(loop.engine, "_log", None)
+        loop._batch()
+        for client, conn in pairs:
+            assert bodies(client, 1)
+            assert (conn.state, conn.interest) == (CLOSED, 0)
+        assert "one connection is dropped" in caplog.text
 
     def test_nor_where_a_connection_may_come_up_twice(self, loop, enter, ask):
         """The first request was read before, the second one is an event, and leaves at once."""
@@ -634,6 +705,12 @@ class TestAnswersThatLeaveTogether:
         loop._batch()
         assert bodies(client, 2) == ["/first", "/second"]
         assert bodies(other, 1) == ["/x"]
+
+    def test_nor_where_one_was_parked(self, loop, ask):
+        (_, conn), _ = ask("/1", "/2")
+        loop._parked[conn] = None
+        loop._wait()
+        assert not loop._gathering
 
     def test_what_the_kernel_does_not_take_is_flushed_later(self, make, enter):
         size = 1 << 16
