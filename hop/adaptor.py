@@ -456,37 +456,37 @@ class ResponseWriter(RequestContext):
         """
         whole = type(result) is list or type(result) is tuple
         if whole and not (self.sent or self.trailers):
-            self._send_whole(b"".join(result))
-        elif self.successor is not None:
+            body = b"".join(result)
+            size, request = len(body), self._request
+            if (  # most answers are plain, and take a short way to the same bytes
+                self.status
+                and self.keep_alive
+                and not self._bodiless
+                and (self._length is None or self._length == size)
+                and request.method != "HEAD"
+                and request.protocol == "HTTP/1.1"
+                and size <= JOIN_LIMIT
+                and not self.conn.loop.draining
+            ):
+                self.sent, self.size, self._left = True, size, 0
+                self._lines += b"Content-Length: %d\r\n\r\n" % size, body
+                self.unsent = b"".join(self._lines)
+                return
+            self._put(self._head(size), body)
+        else:
+            self._send_other(result)
+        if self._left and self._left > 0:
+            self.keep_alive = False
+        self._left = 0  # the answer is over: what fails from here on does not cut it
+
+    def _send_other(self, result: Iterable[bytes]) -> None:
+        if self.successor is not None:
             if not self.silent():
                 self._send_pieces(result)
         elif type(result) is FileWrapper and not self.sent and (extent := result.extent()):
             self._send_file(result.file, *extent)
         else:
             self._send_pieces(result)
-        if self._left and self._left > 0:
-            self.keep_alive = False
-        self._left = 0  # the answer is over: what fails from here on does not cut it
-
-    def _send_whole(self, body: bytes) -> None:
-        """Most answers are plain, and take a short way to the same bytes."""
-        size, request = len(body), self._request
-        plain = (
-            self.status
-            and self.keep_alive
-            and not self._bodiless
-            and (self._length is None or self._length == size)
-            and request.method != "HEAD"
-            and request.protocol == "HTTP/1.1"
-            and size <= JOIN_LIMIT
-            and not self.conn.loop.draining
-        )
-        if not plain:
-            self._put(self._head(size), body)
-            return
-        self.sent, self.size, self._left = True, size, 0
-        self._lines += b"Content-Length: %d\r\n\r\n" % size, body
-        self.unsent = b"".join(self._lines)
 
     def _send_pieces(self, result: Iterable[bytes]) -> None:
         """Send each piece at once, and what ends the body; stop when more comes than may."""

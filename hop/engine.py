@@ -134,8 +134,8 @@ class Transport(adaptor.Transport, Protocol):
 class Bridge(Protocol):
     """The way out of HTTP, which a later chapter builds."""
 
-    def offer(self, environ: dict[str, Any], response: ResponseWriter) -> None:
-        """Put into environ what an application may leave HTTP with."""
+    def offer(self, environ: dict[str, Any]) -> None:
+        """Put into environ what a request with an Upgrade field may leave HTTP with."""
 
 
 class PartialHead:
@@ -219,6 +219,7 @@ class Engine:
         self.max_drain_size = max_drain_size
         self.max_pipelined = max_pipelined
         self.bridge: Bridge | None = None
+        self.writer = ResponseWriter  # with a bridge, a subclass of it that can leave HTTP
         self.requests = 0  # calls so far; an observer may read it
         self.date = DateField()
         self._access = access_log.isEnabledFor(logging.INFO)
@@ -229,7 +230,7 @@ class Engine:
         if not data:
             self._ended(conn)
         elif state == IDLE:
-            self._requests(conn, data)
+            self._request(conn, data)
         elif state == HEAD:
             self._receive_head(conn, conn.incoming, data)
         elif state == BODY:
@@ -244,7 +245,7 @@ class Engine:
         incoming = conn.incoming
         if conn.state == IDLE:
             conn.incoming = None
-            self._requests(conn, incoming)
+            self._request(conn, incoming)
         elif incoming.store():
             self._move(conn, "room")
             self._finish_body(conn, incoming)
@@ -289,10 +290,12 @@ class Engine:
         conn.since = loop.now
         self.requests += 1
         deadline = None if self.request_timeout is None else loop.now + self.request_timeout
-        response = ResponseWriter(conn, head, self.date.lines(loop.now), deadline)
+        response = self.writer(conn, head, self.date.lines(loop.now), deadline)
         environ = build_environ(conn.base, head, body, response)
         if self.bridge is not None:
-            self.bridge.offer(environ, response)
+            environ["hop.hijacker"] = response
+            if "HTTP_UPGRADE" in environ:
+                self.bridge.offer(environ)
         loop.begin(conn, response)
         try:
             try:
@@ -338,39 +341,50 @@ class Engine:
             conn.incoming = to
             self._move(conn, event)
 
-    def _requests(self, conn: Transport, data: bytes) -> None:
-        """Answer the whole requests in `data` and keep what is left."""
-        position, size, turns = 0, len(data), self.max_pipelined
-        view: memoryview | None = None
-        while turns:
-            turns -= 1
-            try:
-                head = parse_head(data, position, self.limits)
-            except ProtocolError as error:
-                self._put_off(conn, data, position, error)
+    def _find(self, data: bytes, position: int) -> RequestHead | ProtocolError | None:
+        """What begins at `position`: a head, the client's mistake, or part of a head."""
+        try:
+            return parse_head(data, position, self.limits)
+        except ProtocolError as error:
+            return error
+
+    def _request(self, conn: Transport, data: bytes) -> None:
+        """Answer what was read: most often one request, whole and without a body."""
+        found = self._find(data, 0)
+        if (
+            isinstance(found, RequestHead)
+            and found.end == len(data)
+            and not (found.content_length or found.chunked)
+        ):
+            self._respond(conn, found, io.BytesIO())
+        else:
+            self._requests(conn, data, found)
+
+    def _requests(
+        self, conn: Transport, data: bytes, found: RequestHead | ProtocolError | None
+    ) -> None:
+        """Answer the whole requests in `data`, at whose beginning is `found`; keep the rest."""
+        size, position, view = len(data), 0, memoryview(data)
+        for turn in range(self.max_pipelined):
+            if turn:
+                found = self._find(data, position)
+            if (
+                not isinstance(found, RequestHead)
+                or found.chunked
+                or found.end + (found.content_length or 0) > size
+            ):
+                self._put_off(conn, data, position, found)
                 return
-            if head is None:
-                self._put_off(conn, data, position, None)
-                return
-            length, end = head.content_length, head.end
-            if length and size - end >= length:
-                body = io.BytesIO(data[end : end + length])
-                end += length
-            elif length or head.chunked:
-                self._put_off(conn, data, position, head)
-                return
-            else:
-                body = io.BytesIO()
-            position = end
+            position = found.end + (found.content_length or 0)
+            body = io.BytesIO(view[found.end : position])
             if position == size:
                 conn.incoming = None
-                self._respond(conn, head, body)
+                self._respond(conn, found, body)
                 return
             if conn.backlog is None:
                 conn.cork()
-            view = view or memoryview(data)
             conn.incoming = view[position:]  # in case HTTP ends here
-            self._respond(conn, head, body)
+            self._respond(conn, found, body)
             if conn.state not in (IDLE, FLUSHING):
                 return
             if conn.state == FLUSHING or conn.pending() > JOIN_LIMIT:
@@ -415,7 +429,7 @@ class Engine:
             partial.searched = len(partial.data)
             return
         conn.incoming = None
-        self._requests(conn, bytes(partial.data))
+        self._requests(conn, bytes(partial.data), head)
 
     def _begin_body(self, conn: Transport, head: RequestHead, data: bytes) -> None:
         """The head is here and the limits allow its body: collect it."""

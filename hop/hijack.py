@@ -190,19 +190,17 @@ class Refusal:
 
 
 class Bridge:
-    """Offers applications the way out of HTTP. One for a server, however many loops it has."""
+    """Counts who has left HTTP for a thread. One for a server, however many loops it has."""
 
     def __init__(self, max_hijacked: int = 1000) -> None:
         self.max_hijacked = max_hijacked
         self.hijacked = 0
         self._lock = threading.Lock()
 
-    def offer(self, environ: dict[str, Any], response: ResponseWriter) -> None:
-        """Put the hijacker into environ, and under the names by which others know a socket."""
-        environ["hop.hijacker"] = hijacker = Hijacker(self, response)
-        if "HTTP_UPGRADE" in environ:
-            lazy = LazySocket(hijacker)
-            environ["werkzeug.socket"] = environ["gunicorn.socket"] = lazy
+    def offer(self, environ: dict[str, Any]) -> None:
+        """Put the socket into environ under the names by which others know it."""
+        lazy = LazySocket(environ["hop.hijacker"])
+        environ["werkzeug.socket"] = environ["gunicorn.socket"] = lazy
 
     def enter(self) -> bool:
         """One more thread is lent for good; False when there are too many."""
@@ -218,17 +216,13 @@ class Bridge:
             self.hijacked -= 1
 
 
-class Hijacker:
-    """`environ["hop.hijacker"]`: takes the connection of this request out of HTTP, once.
+class Hijacker(ResponseWriter):
+    """`environ["hop.hijacker"]`: a response that can take its connection out of HTTP, once.
 
     To be used by the application before the head has gone out; RuntimeError otherwise.
     """
 
-    __slots__ = ("_bridge", "_response")
-
-    def __init__(self, bridge: Bridge, response: ResponseWriter) -> None:
-        self._bridge = bridge
-        self._response = response
+    __slots__ = ()
 
     def hijack(self) -> HijackedSocket:
         """The connection as a blocking socket, for as long as the application does not return.
@@ -236,25 +230,23 @@ class Hijacker:
         Nothing of a response is sent. HijackRefused, a ConnectionError, when `max_hijacked`
         connections are; then the client has been answered with 503.
         """
-        response = self._response
-        conn: Any = response.conn
-        lease = Lease(conn, self._bridge)
-        response.pass_to(lease)
+        conn: Any = self.conn
+        lease = Lease(conn, conn.loop.engine.bridge)
+        self.pass_to(lease)
         if not lease.begin():
-            self._refuse(response)
+            self._refuse(conn)
         return lease.sock
 
-    def _refuse(self, response: ResponseWriter) -> NoReturn:
-        conn: Any = response.conn
-        response.successor, response.sent, response.status = None, False, ""
-        response.start_response("503 Service Unavailable", [("Content-Type", "text/plain")])
-        response.send([b"503 Service Unavailable: too many connections are hijacked\n"])
-        response.successor = Refusal(conn)
+    def _refuse(self, conn: Connection) -> NoReturn:
+        self.successor, self.sent, self.status = None, False, ""
+        self.start_response("503 Service Unavailable", [("Content-Type", "text/plain")])
+        self.send([b"503 Service Unavailable: too many connections are hijacked\n"])
+        self.successor = Refusal(conn)
         raise HijackRefused("too many connections are hijacked")
 
     def socket(self) -> HijackedSocket:
         """The hijacked socket; hijacks if that has not been done."""
-        lease = self._response.successor
+        lease = self.successor
         return lease.sock if isinstance(lease, Lease) else self.hijack()
 
     def set_read_handler(
@@ -268,9 +260,9 @@ class Hijacker:
 
         The application answers 101, or what it likes, and returns what is to be sent first.
         """
-        conn: Any = self._response.conn
+        conn: Any = self.conn
         channel = Channel(conn, handler, on_close, on_drain)
-        self._response.pass_to(channel)
+        self.pass_to(channel)
         return channel
 
 

@@ -139,19 +139,14 @@ class InlineLoop:
 
     def _step(self, conn: Connection) -> None:
         """Do what the connection is ready for, as its state has it."""
-        if conn.state == PAUSED or (conn.state == IDLE and conn.incoming is not None):
+        if conn.state in (PAUSED, IDLE):
             self.engine.resume(conn)
-        elif conn.state in (IDLE, HEAD, BODY, LINGERING):
-            self._read(conn)
+        elif conn.state in (HEAD, BODY, LINGERING):
+            data = conn.receive()
+            if data is not None:
+                self.engine.received(conn, data)
         elif conn.state is not CLOSED and conn.flush():
             self.engine.flushed(conn)
-
-    def _read(self, conn: Connection) -> None:
-        data = conn.receive()
-        if data is not None:
-            self.engine.received(conn, data)
-        elif self.draining and conn.state is IDLE:
-            conn.state = CLOSED
 
     def begin(self, conn: Connection, call: object) -> None:
         """Application code starts to run for `conn`; `call` is an object of this call alone."""
@@ -175,7 +170,11 @@ class InlineLoop:
         calm = False
         try:
             if conn.state is IDLE and conn.incoming is None:
-                self._read(conn)
+                data = conn.receive()
+                if data is not None:
+                    self.engine.received(conn, data)
+                elif self.draining:
+                    conn.state = CLOSED
                 calm = conn.state is IDLE and conn.incoming is None
             elif conn.state is UPGRADED:
                 calm = conn.incoming.ready()
@@ -242,15 +241,17 @@ class InlineLoop:
         """Serve what is left of the batch; the connection over which the lead was lost."""
         if self._answers:
             self._release()
-        connections = self.connections
+        connections, looked = self.connections, self.now
         for fd, _ in self._events:
             conn = connections.get(fd)
             if conn is None:
                 self._doors.append(fd)
             elif not self._serve(conn):
                 return conn
-            if self._answers and time.monotonic() > self._release_at:
-                self._release()
+            if self._answers:
+                before, looked = looked, time.monotonic()
+                if looked > before + QUICK or looked > self._release_at:
+                    self._release()
         if self._answers:
             self._release()
         return None
@@ -286,7 +287,7 @@ class InlineLoop:
         ready = self.poller.poll(self._patience())
         self._polling = False
         self.now = self.poller.now
-        once = len(ready) > 1 and not (self._again or self._parked)
+        once = len(ready) >= CROWD and not (self._again or self._parked)
         self._gathering = once and self.now > self._gather_from
         self._release_at = self.now + GATHER
         if self._again:
@@ -436,8 +437,10 @@ class InlineLoop:
 
 BREATH = 0.05  # seconds after an error in the loop
 
-GATHER = 0.0001  # seconds for which an answer may wait for others
-OVERDUE = 0.002  # seconds more than that, for which a slow call has made it wait
+CROWD = 16  # events in a batch: in a smaller one no answer waits
+GATHER = 0.001  # seconds for which an answer may wait for others,
+QUICK = 0.00005  # and seconds that one of these others may take
+OVERDUE = 0.002  # seconds more than GATHER, for which a slow call has made it wait
 HASTE = 1.0  # seconds for which nothing is held back after that
 
 SWEEP = 0.25  # seconds between two slices of the sweep

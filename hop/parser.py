@@ -145,9 +145,16 @@ _control = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]").search
 
 
 class _LineMemo(dict[str, tuple[str, str]]):
-    """A bounded cache: a raw field line -> (CGI variable, value), both validated."""
+    """A bounded cache: a raw field line -> (CGI variable, value), both validated.
 
-    __slots__ = ()
+    Once it is full it takes nothing in, until many lines have come in vain: then it begins anew.
+    """
+
+    __slots__ = ("in_vain",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_vain = 0
 
     def __missing__(self, line: str) -> tuple[str, str]:
         name, colon, value = line.partition(":")
@@ -155,15 +162,18 @@ class _LineMemo(dict[str, tuple[str, str]]):
         value = value.strip(" \t")
         if not colon or (not value.isprintable() and _control(value)):
             raise _bad("malformed field line")
-        pair = variable, value
         if repeats:
             if variable == "HTTP_HOST" and not _is_host(value):
                 raise _bad("malformed Host")
-            if len(self) >= 1024:
+            if len(self) < 1024:
+                if len(line) <= 256:
+                    self[line] = variable, value
+            elif self.in_vain < 16384:
+                self.in_vain += 1
+            else:
+                self.in_vain = 0
                 self.clear()
-            if len(line) <= 256:
-                self[line] = pair
-        return pair
+        return variable, value
 
 
 _lines = _LineMemo()

@@ -14,6 +14,7 @@ from tests.fakes import STEPS, FakeConnection, FakeLoop
 IDLE, HEAD, BODY, PAUSED, CALL, FLUSHING, CLOSING, REFUSING, LINGERING, *_, CLOSED = ConnectionState
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+UPGRADE = GET[:-2] + b"Upgrade: x\r\n\r\n"
 OLD = b"GET / HTTP/1.0\r\n\r\n"
 LAST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
@@ -131,7 +132,8 @@ class Takes:
     def __init__(self, *events):
         self.events, self.seen = events, []
 
-    def offer(self, environ, response):
+    def offer(self, environ):
+        response = environ["hop.hijacker"]
         self.conn = response.conn
         response.pass_to(self)
 
@@ -150,7 +152,7 @@ def leaving(*events):
     def story(engine, conn):
         engine.bridge = takes = Takes(*events)
         takes.engine = engine
-        engine.received(conn, GET)
+        engine.received(conn, UPGRADE)
 
     return story
 

@@ -20,6 +20,7 @@ from hop.leader import (
     BURNERS,
     BUSY,
     CALM,
+    CROWD,
     DROWSY,
     FEW,
     FORBEARANCE,
@@ -589,6 +590,12 @@ class TestRounds:
 class TestAnswersThatLeaveTogether:
     """Whole answers wait for the end of their batch, and for nothing else."""
 
+    @pytest.fixture(autouse=True)
+    def patience(self, monkeypatch):
+        """Two are a crowd here, and everything is quick."""
+        monkeypatch.setattr("hop.leader.CROWD", 2)
+        monkeypatch.setattr("hop.leader.QUICK", 60.0)
+
     @pytest.fixture
     def ask(self, loop, enter):
         """Clients that have asked, with the batch of their requests."""
@@ -638,6 +645,27 @@ class TestAnswersThatLeaveTogether:
         assert seen[:2] == [0, 1]
         assert loop._release_at > self.up + GATHER / 2  # and a new time has begun
         assert loop._gather_from == 0.0
+
+    def test_nor_do_they_wait_when_a_call_was_slow(self, loop, ask, monkeypatch):
+        clients, seen = [client for client, _ in ask("/1", "/2", "/3")], []
+
+        def begin(conn, call):
+            seen.append(readable(clients))
+            if len(seen) == 2:
+                monkeypatch.setattr("hop.leader.QUICK", 0.0)  # slower than that is any call
+
+        monkeypatch.setattr(loop, "begin", begin)
+        loop._batch()
+        assert seen == [0, 0, 2]
+
+    @pytest.mark.parametrize("number", [CROWD - 1, CROWD])
+    def test_few_wait_for_nobody(self, loop, enter, monkeypatch, number):
+        monkeypatch.setattr("hop.leader.CROWD", CROWD)
+        for _ in range(number):
+            client, _ = enter(loop)
+            client.send(requests("/"))
+        loop._wait()
+        assert loop._gathering is (number == CROWD)
 
     def test_nor_behind_answers_of_another_kind(self, make, enter, monkeypatch):
         def app(environ, start_response):

@@ -307,6 +307,19 @@ class TestMemos:
         assert len(parser._lines) > 500
         assert self.parse(b"Accept: 2999").variables["HTTP_ACCEPT"] == "2999"
 
+    def test_a_full_one_keeps_what_it_has_and_begins_anew_after_a_while(self) -> None:
+        memo = parser._LineMemo()
+        for n in range(1024 + 16384):
+            assert memo[f"Accept: {n}"] == ("HTTP_ACCEPT", str(n))
+        assert list(memo) == [f"Accept: {n}" for n in range(1024)]
+        assert memo["Accept: last"] == ("HTTP_ACCEPT", "last")
+        assert not memo
+        assert memo["Accept: next"] == ("HTTP_ACCEPT", "next")
+        assert list(memo) == ["Accept: next"]
+        for n in range(1023 + 16384):
+            memo[f"Accept: {n}"]
+        assert len(memo) == 1024
+
     def test_a_hit_is_as_strict_as_a_miss(self) -> None:
         """Duplicates, and what depends on the version, are looked at each time."""
         for _ in range(2):
