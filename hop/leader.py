@@ -6,6 +6,7 @@ The thread that polls also calls the handler, and loses the lead when the handle
 
 import contextlib
 import logging
+import os
 import select
 import socket
 import sys
@@ -515,6 +516,7 @@ class LeaderFollowers(InlineLoop):
 
     def lead(self, me: Follower) -> bool:
         """Serve until the lead is lost and the call is over; False when the thread is to end."""
+        be_patient(self.eager and self._busy >= TURNS)
         conn = self.serve()
         return conn is not None and self._give_back(conn, me)
 
@@ -585,6 +587,7 @@ class LeaderFollowers(InlineLoop):
         self.blocking += ((took > SHORT) - self.blocking) / 64
         if self.blocking < FEW and self.eager:
             self.eager = False
+            self.post(be_patient, False)
             self.wake_monitor()
 
     def promote(self, conn: Connection, call: object) -> bool:
@@ -740,6 +743,20 @@ class Watch:
         group.blocking += (blocked - group.blocking) / 16
         if group.blocking > MANY:
             group.blocking, group.eager = 1.0, True
+
+
+TURNS = 4  # calls at the same time, from which on the threads of an eager group are patient
+
+
+def be_patient(patient: bool) -> None:
+    """Let whoever runs go on when the calling thread wakes, or not (sched(7); Linux only)."""
+    if sys.platform == "linux":
+        before, after = os.SCHED_OTHER, os.SCHED_BATCH
+        if not patient:
+            before, after = after, before
+        with contextlib.suppress(OSError):  # it may be forbidden; then we do without
+            if os.sched_getscheduler(0) == before:
+                os.sched_setscheduler(0, after, os.sched_param(0))
 
 
 class Monitor:

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import logging
+import os
 import select
 import socket
 import sys
@@ -36,11 +37,13 @@ from hop.leader import (
     SHORTEST,
     SLICES,
     SWEEP,
+    TURNS,
     Follower,
     InlineLoop,
     LeaderFollowers,
     Monitor,
     Watch,
+    be_patient,
 )
 from hop.poller import READ, WRITE, Acceptor, default_poller
 
@@ -1214,6 +1217,7 @@ class TestEager:
         assert group.blocking < FEW
         group._note(SHORT / 2)  # on a thread that began its call before
         assert rung == [False]  # the monitor has something to watch again
+        assert (be_patient, False) in group._mailbox  # nor need the leader wait its turn
 
     def test_calls_are_noted_as_long_as_it_lasts(self, rehearse, enter):
         group = rehearse()
@@ -1223,6 +1227,67 @@ class TestEager:
         conn.since = time.monotonic() + 1000  # no time at all
         group.end(conn)
         assert group.blocking < 1.0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a policy of Linux")
+class TestPatience:
+    """Threads of an eager group that wake do not push aside the one that runs."""
+
+    @pytest.fixture
+    def policies(self, monkeypatch):
+        """The policies of this thread, one after the other; in truth it keeps its own."""
+        policies = [os.SCHED_OTHER]
+
+        def set_it(pid, policy, parameters):
+            assert (pid, parameters.sched_priority) == (0, 0)
+            policies.append(policy)
+
+        monkeypatch.setattr(os, "sched_getscheduler", lambda pid: policies[-1])
+        monkeypatch.setattr(os, "sched_setscheduler", set_it)
+        return policies
+
+    def test_it_begins_where_many_take_turns_and_ends_with_that(self, rehearse, policies):
+        group = rehearse()
+        group.stopped.set()
+        for eager, busy, policy in (
+            (False, TURNS, os.SCHED_OTHER),
+            (True, TURNS - 1, os.SCHED_OTHER),
+            (True, TURNS, os.SCHED_BATCH),
+            (True, TURNS + 1, os.SCHED_BATCH),
+            (True, TURNS - 1, os.SCHED_OTHER),
+        ):
+            group.eager, group._busy = eager, busy
+            group.lead(Understudy())
+            assert policies[-1] == policy
+        assert policies == [os.SCHED_OTHER, os.SCHED_BATCH, os.SCHED_OTHER]
+
+    def test_other_policies_are_left_alone(self, policies):
+        policies[0] = os.SCHED_FIFO
+        be_patient(True)
+        be_patient(False)
+        assert policies == [os.SCHED_FIFO]
+
+    def test_where_it_is_forbidden_there_is_none(self, policies, monkeypatch):
+        def forbidden(*arguments):
+            raise PermissionError
+
+        monkeypatch.setattr(os, "sched_setscheduler", forbidden)
+        be_patient(True)
+        assert policies == [os.SCHED_OTHER]
+
+    def test_the_system_takes_it(self):
+        found = []
+
+        def thread():
+            for patient in (True, False):
+                be_patient(patient)
+                found.append(os.sched_getscheduler(0))
+
+        other = threading.Thread(target=thread)
+        other.start()
+        other.join()
+        assert found == [os.SCHED_BATCH, os.SCHED_OTHER]
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER  # it is a matter of one thread
 
 
 class TestThereAndBack:
