@@ -376,7 +376,7 @@ class Engine:
                 self._put_off(conn, data, position, found)
                 return
             position = found.end + (found.content_length or 0)
-            body = io.BytesIO(view[found.end : position])
+            body = io.BytesIO(data[found.end : position])
             if position == size:
                 conn.incoming = None
                 self._respond(conn, found, body)
