@@ -219,7 +219,7 @@ class Engine:
         self.max_drain_size = max_drain_size
         self.max_pipelined = max_pipelined
         self.bridge: Bridge | None = None
-        self.writer = ResponseWriter  # with a bridge, a subclass of it that can leave HTTP
+        self.writer = ResponseWriter  # goes with the bridge: a subclass that can leave HTTP
         self.requests = 0  # calls so far; an observer may read it
         self.date = DateField()
         self._access = access_log.isEnabledFor(logging.INFO)
@@ -346,7 +346,7 @@ class Engine:
         try:
             return parse_head(data, position, self.limits)
         except ProtocolError as error:
-            return error
+            return error.with_traceback(None)  # or it would keep the frames, and they keep it
 
     def _request(self, conn: Transport, data: bytes) -> None:
         """Answer what was read: most often one request, whole and without a body."""

@@ -253,6 +253,7 @@ class InlineLoop:
                 before, looked = looked, time.monotonic()
                 if looked > before + QUICK or looked > self._release_at:
                     self._release()
+                    looked = time.monotonic()
         if self._answers:
             self._release()
         return None
@@ -501,6 +502,9 @@ class LeaderFollowers(InlineLoop):
         self.eager = False
         self.blocking = 0.0
         self.monitor_parked = False
+        self.may_be_patient = (
+            sys.platform == "linux" and os.sched_getscheduler(0) == os.SCHED_OTHER
+        )
         self.wake_monitor: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
         self._everyone: list[Follower] = []
@@ -516,7 +520,7 @@ class LeaderFollowers(InlineLoop):
 
     def lead(self, me: Follower) -> bool:
         """Serve until the lead is lost and the call is over; False when the thread is to end."""
-        be_patient(self.eager and self._busy >= TURNS)
+        self.be_patient(self.eager and self._busy >= TURNS)
         conn = self.serve()
         return conn is not None and self._give_back(conn, me)
 
@@ -587,7 +591,7 @@ class LeaderFollowers(InlineLoop):
         self.blocking += ((took > SHORT) - self.blocking) / 64
         if self.blocking < FEW and self.eager:
             self.eager = False
-            self.post(be_patient, False)
+            self.post(self.be_patient, False)
             self.wake_monitor()
 
     def promote(self, conn: Connection, call: object) -> bool:
@@ -650,7 +654,16 @@ class LeaderFollowers(InlineLoop):
             self._busy -= 1
             self.full = self._busy >= self.max_threads
         self._offer_thread()
+        self.be_patient(False)  # it may stay away for hours
         return True
+
+    def be_patient(self, patient: bool) -> None:
+        """Let whoever runs go on when the calling thread wakes, or not (sched(7))."""
+        if self.may_be_patient:
+            policy = os.SCHED_BATCH if patient else os.SCHED_OTHER
+            with contextlib.suppress(OSError):  # it may be forbidden; then we do without
+                if os.sched_getscheduler(0) != policy:
+                    os.sched_setscheduler(0, policy, os.sched_param(0))
 
     def welcome_back(self, conn: Connection) -> None:
         with self._lock:
@@ -746,17 +759,6 @@ class Watch:
 
 
 TURNS = 4  # calls at the same time, from which on the threads of an eager group are patient
-
-
-def be_patient(patient: bool) -> None:
-    """Let whoever runs go on when the calling thread wakes, or not (sched(7); Linux only)."""
-    if sys.platform == "linux":
-        before, after = os.SCHED_OTHER, os.SCHED_BATCH
-        if not patient:
-            before, after = after, before
-        with contextlib.suppress(OSError):  # it may be forbidden; then we do without
-            if os.sched_getscheduler(0) == before:
-                os.sched_setscheduler(0, after, os.sched_param(0))
 
 
 class Monitor:

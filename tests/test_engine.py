@@ -6,7 +6,8 @@ import re
 import pytest
 
 from hop.engine import TRANSITIONS, ConnectionState, Engine
-from hop.parser import Limits
+from hop.errors import ProtocolError
+from hop.parser import Limits, parse_head
 from hop.storage import Storage
 from tests.drive import Watched
 from tests.fakes import STEPS, FakeConnection, FakeLoop
@@ -55,6 +56,27 @@ def statuses(conn):
 
 def bodies(conn):
     return [part.partition(b"\r\n\r\n")[2] for part in bytes(conn.sent).split(b"HTTP/1.1 ")[1:]]
+
+
+class TestWhatWasRead:
+    @pytest.mark.parametrize(
+        "read", [GET, length(b"abcd"), GET + length(b"abcd"), length(b"abcd") + GET]
+    )
+    def test_each_head_is_parsed_once(self, conn, monkeypatch, read):
+        parsed = []
+
+        def counted(data, start, *rest):
+            parsed.append(start)
+            return parse_head(data, start, *rest)
+
+        monkeypatch.setattr("hop.engine.parse_head", counted)
+        Engine(echo).received(conn, read)
+        assert len(parsed) == len(set(parsed)) == read.count(b"HTTP/1.1")
+
+    def test_a_mistake_does_not_hold_the_frames_that_it_was_found_in(self):
+        error = Engine(echo)._find(b"BAD\r\n\r\n", 0)
+        assert isinstance(error, ProtocolError)
+        assert error.__traceback__ is None
 
 
 class TestTable:

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from types import SimpleNamespace
 
 import pytest
@@ -43,7 +44,6 @@ from hop.leader import (
     LeaderFollowers,
     Monitor,
     Watch,
-    be_patient,
 )
 from hop.poller import READ, WRITE, Acceptor, default_poller
 
@@ -661,6 +661,40 @@ class TestAnswersThatLeaveTogether:
         loop._batch()
         assert seen == [0, 0, 2]
 
+    def test_each_event_is_timed_alone(self, loop, ask, monkeypatch):
+        clients, seen, now = [client for client, _ in ask("/1", "/2", "/3", "/4")], [], [loop.now]
+        monkeypatch.setattr("hop.leader.QUICK", 2.0)
+        monkeypatch.setattr("hop.leader.time", SimpleNamespace(monotonic=lambda: now[0]))
+        loop._release_at = loop.now + 60
+
+        def begin(conn, call):
+            seen.append(readable(clients))
+            now[0] += 1.5
+
+        monkeypatch.setattr(loop, "begin", begin)
+        loop._batch()
+        assert seen == [0, 0, 0, 0]
+
+    def test_sending_is_nobody_s_event(self, loop, ask, monkeypatch):
+        clients, seen, now = [client for client, _ in ask("/1", "/2", "/3")], [], [loop.now]
+        monkeypatch.setattr("hop.leader.QUICK", 2.0)
+        monkeypatch.setattr("hop.leader.time", SimpleNamespace(monotonic=lambda: now[0]))
+        loop._release_at, release = loop.now + 60, loop._release
+
+        def begin(conn, call):
+            seen.append(readable(clients))
+            now[0] += 2.5 if len(seen) == 1 else 0.5
+
+        def long_release():
+            release()
+            loop._release_at = now[0] + 60
+            now[0] += 5
+
+        monkeypatch.setattr(loop, "begin", begin)
+        monkeypatch.setattr(loop, "_release", long_release)
+        loop._batch()
+        assert seen == [0, 1, 1]
+
     @pytest.mark.parametrize("number", [CROWD - 1, CROWD])
     def test_few_wait_for_nobody(self, loop, enter, monkeypatch, number):
         monkeypatch.setattr("hop.leader.CROWD", CROWD)
@@ -1217,7 +1251,7 @@ class TestEager:
         assert group.blocking < FEW
         group._note(SHORT / 2)  # on a thread that began its call before
         assert rung == [False]  # the monitor has something to watch again
-        assert (be_patient, False) in group._mailbox  # nor need the leader wait its turn
+        assert group._mailbox == deque([(group.be_patient, False)])
 
     def test_calls_are_noted_as_long_as_it_lasts(self, rehearse, enter):
         group = rehearse()
@@ -1261,26 +1295,46 @@ class TestPatience:
             assert policies[-1] == policy
         assert policies == [os.SCHED_OTHER, os.SCHED_BATCH, os.SCHED_OTHER]
 
-    def test_other_policies_are_left_alone(self, policies):
-        policies[0] = os.SCHED_FIFO
-        be_patient(True)
-        be_patient(False)
-        assert policies == [os.SCHED_FIFO]
+    @pytest.mark.parametrize("policy", [os.SCHED_FIFO, os.SCHED_BATCH, os.SCHED_IDLE])
+    def test_the_owner_s_policy_is_left_alone(self, rehearse, policies, policy):
+        policies[0] = policy
+        group = rehearse()
+        group.be_patient(True)
+        group.be_patient(False)
+        assert policies == [policy]
 
-    def test_where_it_is_forbidden_there_is_none(self, policies, monkeypatch):
+    def test_where_it_is_forbidden_there_is_none(self, rehearse, policies, monkeypatch):
         def forbidden(*arguments):
             raise PermissionError
 
         monkeypatch.setattr(os, "sched_setscheduler", forbidden)
-        be_patient(True)
+        rehearse().be_patient(True)
         assert policies == [os.SCHED_OTHER]
 
-    def test_the_system_takes_it(self):
-        found = []
+    def test_a_leader_hears_that_it_is_over(self, rehearse, policies):
+        group = rehearse()
+        group.eager, group.blocking = True, FEW
+        group.be_patient(True)
+        group._note(0.0)
+        assert not group.eager
+        assert policies[-1] == os.SCHED_BATCH  # a thread can speak for itself only
+        deliver(group)
+        assert policies[-1] == os.SCHED_OTHER
+
+    def test_who_goes_away_for_long_is_not(self, rehearse, policies, enter):
+        group = rehearse()
+        _, conn = enter(group)
+        group._hand_over(conn)
+        group.be_patient(True)
+        assert group.excuse(conn)
+        assert policies[-1] == os.SCHED_OTHER
+
+    def test_the_system_takes_it(self, rehearse):
+        found, group = [], rehearse()
 
         def thread():
             for patient in (True, False):
-                be_patient(patient)
+                group.be_patient(patient)
                 found.append(os.sched_getscheduler(0))
 
         other = threading.Thread(target=thread)
