@@ -28,6 +28,7 @@ __all__ = [
     "IDLE",
     "LATE",
     "LINGERING",
+    "NO_BODY",
     "PAUSED",
     "REFUSING",
     "TRANSITIONS",
@@ -37,6 +38,7 @@ __all__ = [
     "ConnectionState",
     "Engine",
     "Loop",
+    "NoBody",
     "PartialBody",
     "PartialHead",
     "Transport",
@@ -356,7 +358,7 @@ class Engine:
             and found.end == len(data)
             and not (found.content_length or found.chunked)
         ):
-            self._respond(conn, found, io.BytesIO())
+            self._respond(conn, found, NO_BODY)
         else:
             self._requests(conn, data, found)
 
@@ -531,3 +533,25 @@ class Engine:
 
     def _log_refusal(self, conn: Transport, error: ProtocolError) -> None:
         access_log.info('%s "-" %d 0', conn.peer_address() or "-", error.status.value)
+
+
+class NoBody(io.RawIOBase):
+    """`wsgi.input` of every request without a body: nothing to read, and nothing to close."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
+
+
+NO_BODY: Any = NoBody()

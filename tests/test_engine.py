@@ -1,5 +1,6 @@
 """The life of a connection, without a socket: every state, every way out of it."""
 
+import io
 import logging
 import re
 
@@ -77,6 +78,35 @@ class TestWhatWasRead:
         error = Engine(echo)._find(b"BAD\r\n\r\n", 0)
         assert isinstance(error, ProtocolError)
         assert error.__traceback__ is None
+
+
+class TestNoBody:
+    @pytest.mark.parametrize(
+        "read",
+        [
+            lambda body: body.read(),
+            lambda body: body.read(10),
+            lambda body: body.readline(),
+            b"".join,
+            lambda body: body.seek(3) and body.read(),
+            lambda body: io.BufferedReader(body).read(),
+            lambda body: body.close(),
+        ],
+    )
+    def test_nothing_is_read_however_and_nothing_stays(self, read):
+        seen = []
+
+        def app(environ, start_response):
+            seen.append(read(environ["wsgi.input"]) or b"")
+            start_response("200 OK", [])
+            return []
+
+        engine = Engine(app)
+        for _ in range(2):
+            conn = FakeConnection()
+            engine.received(conn, GET)
+            assert statuses(conn) == [200]
+        assert seen == [b"", b""]
 
 
 class TestTable:
