@@ -5,6 +5,7 @@ A socket's bytes in and out: what the kernel refuses waits here, and nothing els
 """
 
 import contextlib
+import ctypes
 import os
 import socket
 import struct
@@ -15,7 +16,7 @@ from typing import Any, BinaryIO, Protocol
 from hop.errors import ClientDisconnected
 from hop.poller import READ
 
-__all__ = ["BUDGET", "SMALL", "Backlog", "BytesPart", "Connection", "FilePart", "Loop"]
+__all__ = ["BUDGET", "SMALL", "Backlog", "BytesPart", "Connection", "FilePart", "Keeping", "Loop"]
 
 BUDGET = 1 << 20  # bytes that one connection may send before the others have their turn
 SMALL = 1 << 12  # bytes: a piece below it is cheaper to copy than to keep apart
@@ -140,6 +141,7 @@ class Loop(Protocol):
 
     now: float
     buffer_size: int
+    keeping: "Keeping | None"
 
 
 class Connection:
@@ -171,8 +173,11 @@ class Connection:
 
     def receive(self) -> bytes | None:
         """One read: bytes; `b""` after the end of input or a reset; None: nothing was there."""
+        keeping: Keeping | None = self.loop.keeping
         try:
-            return self.sock.recv(self.loop.buffer_size)
+            if keeping is None:
+                return self.sock.recv(self.loop.buffer_size)
+            return keeping.recv(self.sock)
         except BlockingIOError:
             return None
         except OSError:
@@ -185,9 +190,10 @@ class Connection:
             with backlog.lock:
                 backlog.append(data)
             return
-        size = len(data)
+        size, keeping = len(data), self.loop.keeping
+        part = data if size <= BUDGET else memoryview(data)[:BUDGET]
         try:
-            sent = self.sock.send(data if size <= BUDGET else memoryview(data)[:BUDGET])
+            sent = self.sock.send(part) if keeping is None else keeping.send(self.sock, part)
         except BlockingIOError:
             sent = 0
         except OSError as error:
@@ -313,3 +319,41 @@ class Connection:
             return False
         except OSError:
             return True
+
+
+_libc = ctypes.PyDLL(None, use_errno=True)
+for _call in (_libc.recv, _libc.send):
+    _call.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int)
+    _call.restype = ctypes.c_ssize_t
+
+
+def _checked(result: int) -> int:
+    """What a call returned, or the OSError that it has left in errno."""
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+class Keeping:
+    """`recv` and `send` that keep the interpreter's lock, and never wait.
+
+    Beside a thread that computes they spare a switch interval each; otherwise the usual ones are
+    faster. One thread at a time may read. Errors are those of the socket's methods.
+    """
+
+    def __init__(self, buffer_size: int) -> None:
+        self._buffer = ctypes.create_string_buffer(buffer_size)
+        self._view = memoryview(self._buffer)
+
+    def recv(self, sock: socket.socket) -> bytes:
+        """One read of `buffer_size` bytes at most."""
+        room = len(self._view)
+        size = _checked(_libc.recv(sock.fileno(), self._buffer, room, socket.MSG_DONTWAIT))
+        return bytes(self._view[:size])
+
+    def send(self, sock: socket.socket, data: bytes | memoryview) -> int:
+        """One send; how many bytes were taken. A piece of something large goes the usual way."""
+        if not isinstance(data, bytes):
+            return sock.send(data)
+        return _checked(_libc.send(sock.fileno(), data, len(data), socket.MSG_DONTWAIT))

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
-from hop.connection import Connection
+from hop.connection import Connection, Keeping
 from hop.engine import ConnectionState, Engine
 from hop.errors import ClientDisconnected
 from hop.poller import READ, WRITE, Acceptor, Poller
@@ -71,6 +71,7 @@ class InlineLoop:
         self.max_unsent = max_unsent
         self.draining = False
         self.max_connections = max_connections
+        self.keeping: Keeping | None = None
         self.now = poller.now
         self.connections: dict[int, Connection] = {}
         self.acceptors: dict[int, Acceptor] = {}
@@ -506,6 +507,7 @@ class LeaderFollowers(InlineLoop):
             sys.platform == "linux" and os.sched_getscheduler(0) == os.SCHED_OTHER
         )
         self.wake_monitor: Callable[[], None] = lambda: None
+        self._keeping = Keeping(self.buffer_size)
         self._lock = threading.Lock()
         self._everyone: list[Follower] = []
         self._followers: list[Follower] = []
@@ -682,6 +684,10 @@ class LeaderFollowers(InlineLoop):
                 follower.baton.release()
             self._followers.clear()
 
+    def keep_lock(self, wanted: bool) -> None:
+        """Let reading and writing keep the interpreter's lock, or not."""
+        self.keeping = self._keeping if wanted else None
+
 
 SHORT = 0.0003  # seconds: a call that takes longer has blocked
 FEW, MANY = 0.02, 0.5  # shares: of calls that block, inline below; of looks, eager above
@@ -696,17 +702,21 @@ NAP = 1.0  # seconds of a sleep, after which Python has a chance to call signal 
 BURN = 10  # switch intervals for which a handler may burn CPU before it loses the lead
 BURNERS = 2  # how many such handlers run at once,
 FORBEARANCE = 0.05  # and after how many seconds of one more it is let go all the same
+COMPANY = 0.25  # share of the time that others compute, from which on the leader keeps the lock
 
 
 class Watch:
     """What the monitor remembers of one group between two looks."""
 
-    def __init__(self, group: LeaderFollowers) -> None:
+    def __init__(
+        self, group: LeaderFollowers, process_time: Callable[[], float] = time.process_time
+    ) -> None:
         self.group = group
         self.promoted = False
+        self._process_time = process_time
         self._call: object = None
         self._leader: Follower | None = None
-        self._looked = self._cpu = self._began = self._began_cpu = 0.0
+        self._looked = self._cpu = self._spent = self._began = self._began_cpu = 0.0
         self._requests = 0
         self._burners: list[Connection] = []
 
@@ -715,10 +725,12 @@ class Watch:
         group, leader = self.group, self.group.leader
         if leader is None or (group.eager and not group.calls):
             self.promoted = False
+            group.keep_lock(False)
             return False
         conn, call = next(iter(list(group.calls.items())), (None, None))
         cpu = leader.cpu_time()
-        self._estimate(leader, call, now, cpu)
+        if not self._company(leader, now, cpu):
+            self._estimate(leader, call, now, cpu)
         if call is not self._call:
             self._call, self._began, self._began_cpu = call, now, cpu
         self.promoted = conn is not None and self._judge(leader, conn, now, cpu)
@@ -728,11 +740,22 @@ class Watch:
         self._requests += new
         return busy
 
+    def _company(self, leader: Follower, now: float, cpu: float) -> bool:
+        """Whether others than the leader compute; it keeps the lock while they do."""
+        spent = self._process_time()
+        if leader is self._leader:
+            others = (spent - self._spent) - (cpu - self._cpu)
+            much = others > COMPANY * (now - self._looked)
+            self.group.keep_lock(much and not self.group.eager)
+        self._spent = spent
+        return self.group.keeping is not None
+
     def _judge(self, leader: Follower, conn: Connection, now: float, cpu: float) -> bool:
         """Promote over a call that blocks, or that has burnt for too long; True if it blocked."""
         waited, burnt = now - self._began, cpu - self._began_cpu
-        if burnt < waited / 2 and leader.asleep():
-            return self.group.promote(conn, self._call)
+        company = self.group.keeping is not None
+        if burnt < waited / 2 and (company or leader.asleep()):
+            return self.group.promote(conn, self._call) and not company
         if waited > BURN * sys.getswitchinterval():
             self._burners = [burner for burner in self._burners if burner.owned]
             room = BURNERS + waited // FORBEARANCE

@@ -7,6 +7,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hop.connection import BUDGET, SMALL, Backlog, BytesPart, Connection, FilePart
+from hop.connection import BUDGET, SMALL, Backlog, BytesPart, Connection, FilePart, Keeping
 from hop.errors import ClientDisconnected
 from hop.poller import READ, WRITE, default_poller
 
@@ -61,7 +62,8 @@ class ScriptedSocket:
 
 
 def connected(sock: Any, *, now: float = 1.0) -> Connection:
-    return Connection(sock, SimpleNamespace(now=now, buffer_size=1 << 16), {})
+    loop = SimpleNamespace(now=now, buffer_size=1 << 16, keeping=None)
+    return Connection(sock, loop, {})
 
 
 def tcp_pair() -> tuple[socket.socket, socket.socket]:
@@ -83,11 +85,12 @@ def read_all(sock: socket.socket) -> bytes:
     return b"".join(iter(lambda: sock.recv(1 << 20), b""))
 
 
-@pytest.fixture
-def conn() -> Iterator[Connection]:
+@pytest.fixture(params=[None, Keeping(1 << 16)], ids=["lock put down", "lock kept"])
+def conn(request: pytest.FixtureRequest) -> Iterator[Connection]:
     """A connection over TCP; its client is `conn.state`."""
     server, client = tcp_pair()
     conn = connected(server)
+    conn.loop.keeping = request.param
     conn.state = client
     yield conn
     client.close()
@@ -493,10 +496,49 @@ def test_receive_tells_bytes_nothing_and_the_end_apart(conn):
 
 def test_receive_takes_a_buffer_at_most(conn):
     conn.loop.buffer_size = 3
+    conn.loop.keeping = conn.loop.keeping and Keeping(3)
     conn.state.sendall(b"hello")
     readable(conn.sock)
     assert conn.receive() == b"hel"
     assert conn.receive() == b"lo"
+
+
+# calls that keep the interpreter's lock
+
+
+def test_a_call_that_keeps_the_lock_never_waits_whatever_the_mode_of_the_socket(conn):
+    conn.loop.keeping = Keeping(100)
+    conn.sock.setblocking(True)
+    assert conn.receive() is None
+    while conn.backlog is None:
+        conn.write(bytes(BUDGET))
+    assert conn.pending() > 0
+
+
+def test_nobody_else_runs_while_it_reads_and_writes():
+    """With an interval of seconds, a thread that waits for the lock has it when we put it down."""
+    server, client = tcp_pair()
+    conn, gate, ran = connected(server), threading.Event(), []
+    other = threading.Thread(target=lambda: ran.append(gate.wait(20)))
+    other.start()
+    conn.loop.keeping, usual = Keeping(100), sys.getswitchinterval()
+    sys.setswitchinterval(5.0)
+    try:
+        gate.set()
+        until = time.monotonic() + 0.01
+        while time.monotonic() < until:  # by then it is awake, and waits for the lock
+            pass
+        for _ in range(200):
+            assert conn.receive() is None
+            conn.write(b"x")
+        while_kept = list(ran)
+    finally:
+        sys.setswitchinterval(usual)
+    other.join(20)
+    assert (while_kept, ran) == ([], [True])
+    server.close()
+    assert read_all(client) == b"x" * 200
+    client.close()
 
 
 def test_a_reset_is_an_end_too(conn):

@@ -22,6 +22,7 @@ from hop.leader import (
     BURNERS,
     BUSY,
     CALM,
+    COMPANY,
     CROWD,
     DROWSY,
     FEW,
@@ -1738,7 +1739,8 @@ class Watched:
         self.group = rehearse(understudies=12)
         self.enter = enter
         self.now = 100.0
-        self.watch = Watch(self.group)
+        self.spent = 5.0
+        self.watch = Watch(self.group, process_time=lambda: self.spent)
         self.conn = None
 
     def call(self):
@@ -1747,9 +1749,10 @@ class Watched:
         _, self.conn = self.enter(self.group)
         self.group.begin(self.conn, object())
 
-    def look(self, seconds=REST, cpu=0.0):
-        """Let time pass, and the leader's CPU clock run; then look."""
+    def look(self, seconds=REST, cpu=0.0, others=0.0):
+        """Let time pass, and the CPU clocks of the leader and of others run; then look."""
         self.now += seconds
+        self.spent += cpu + others
         if self.group.leader is not None:
             self.group.leader.cpu += cpu
         return self.watch.look(self.now)
@@ -1861,6 +1864,86 @@ class TestJudging:
         monkeypatch.setattr(watched.group, "promote", lambda conn, call: False)
         assert not self.burn(watched)
         assert watched.watch._burners == []
+
+
+class TestCompany:
+    """Others compute beside the leader: it keeps the interpreter's lock in its calls."""
+
+    @pytest.fixture
+    def beside(self, watched):
+        """In a call, beside somebody who computes."""
+        watched.look()
+        watched.call()
+        watched.look(REST, 0.0, REST)
+        assert watched.group.keeping is not None
+        return watched
+
+    @pytest.mark.parametrize("cpu", [0.0, REST / 2, REST])
+    def test_a_quarter_of_the_time_is_enough(self, watched, cpu):
+        watched.look()
+        watched.look(REST, cpu, REST * COMPANY * 0.99)
+        assert watched.group.keeping is None
+        watched.look(REST, cpu, REST * COMPANY * 1.01)
+        assert watched.group.keeping is not None
+        watched.look(REST, cpu, REST * COMPANY * 0.99)
+        assert watched.group.keeping is None
+
+    def test_an_eager_group_has_none(self, beside):
+        beside.group.eager = True
+        beside.look(REST, 0.0, REST)
+        assert beside.group.keeping is None
+
+    def test_nor_one_that_has_become_eager_and_has_no_calls(self, beside):
+        beside.group.eager = True
+        beside.group.calls.clear()
+        beside.look(REST, 0.0, REST)
+        assert beside.group.keeping is None
+
+    def test_a_new_leader_says_nothing_until_the_next_look(self, beside):
+        beside.group.promote(beside.conn, beside.group.calls[beside.conn])
+        beside.group.leader.cpu = 50.0
+        beside.look()
+        assert beside.group.keeping is not None
+        beside.look()
+        assert beside.group.keeping is None
+
+    def test_whoever_waits_for_the_lock_loses_the_lead_and_has_not_blocked(self, beside):
+        beside.group.leader.sleeping = False  # nobody asks
+        beside.look(REST, REST / 4, REST)
+        assert beside.conn.owned
+        assert not beside.watch.promoted
+        assert beside.group.blocking == 0.0
+
+    def test_who_has_the_lock_keeps_the_lead(self, beside):
+        beside.look(REST / 4, REST / 4, REST)
+        assert not beside.conn.owned
+
+    def test_the_share_of_those_that_block_is_not_estimated(self, beside):
+        for _ in range(50):
+            beside.call()
+            beside.look(REST, 0.0, REST)
+        assert beside.group.blocking == 0.0
+
+    def test_beside_a_thread_that_computes(self, run):
+        group, (end,) = run(Gates(), monitor=True, clients=1)
+        over = threading.Event()
+
+        def burn():
+            while not over.is_set():
+                pass
+
+        def asked():
+            end.send(requests("/quick"))
+            assert bodies(end, 1) == ["/quick"]
+
+        burner = threading.Thread(target=burn)
+        burner.start()
+        try:
+            until(lambda: asked() or group.keeping is not None)
+        finally:
+            over.set()
+            burner.join()
+        until(lambda: asked() or group.keeping is None)
 
 
 class TestEstimate:
