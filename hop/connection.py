@@ -16,7 +16,17 @@ from typing import Any, BinaryIO, Protocol
 from hop.errors import ClientDisconnected
 from hop.poller import READ
 
-__all__ = ["BUDGET", "SMALL", "Backlog", "BytesPart", "Connection", "FilePart", "Keeping", "Loop"]
+__all__ = [
+    "BUDGET",
+    "KEPT",
+    "SMALL",
+    "Backlog",
+    "BytesPart",
+    "Connection",
+    "FilePart",
+    "Keeping",
+    "Loop",
+]
 
 BUDGET = 1 << 20  # bytes that one connection may send before the others have their turn
 SMALL = 1 << 12  # bytes: a piece below it is cheaper to copy than to keep apart
@@ -178,7 +188,7 @@ class Connection:
             if keeping is None:
                 return self.sock.recv(self.loop.buffer_size)
             return keeping.recv(self.sock)
-        except BlockingIOError:
+        except (BlockingIOError, InterruptedError):
             return None
         except OSError:
             return b""
@@ -194,7 +204,7 @@ class Connection:
         part = data if size <= BUDGET else memoryview(data)[:BUDGET]
         try:
             sent = self.sock.send(part) if keeping is None else keeping.send(self.sock, part)
-        except BlockingIOError:
+        except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError as error:
             raise ClientDisconnected(str(error)) from None
@@ -323,8 +333,10 @@ class Connection:
 
 _libc = ctypes.PyDLL(None, use_errno=True)
 for _call in (_libc.recv, _libc.send):
-    _call.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int)
+    _call.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     _call.restype = ctypes.c_ssize_t
+
+KEPT = 1 << 16  # bytes: a longer copy takes so long that the others may as well run meanwhile
 
 
 def _checked(result: int) -> int:
@@ -339,7 +351,7 @@ class Keeping:
     """`recv` and `send` that keep the interpreter's lock, and never wait.
 
     Beside a thread that computes they spare a switch interval each; otherwise the usual ones are
-    faster. One thread at a time may read. Errors are those of the socket's methods.
+    faster. One thread at a time may read. OSError, as from the socket's methods.
     """
 
     def __init__(self, buffer_size: int) -> None:
@@ -353,7 +365,7 @@ class Keeping:
         return bytes(self._view[:size])
 
     def send(self, sock: socket.socket, data: bytes | memoryview) -> int:
-        """One send; how many bytes were taken. A piece of something large goes the usual way."""
-        if not isinstance(data, bytes):
+        """One send; how many bytes were taken. More than KEPT goes the usual way."""
+        if type(data) is not bytes or len(data) > KEPT:
             return sock.send(data)
         return _checked(_libc.send(sock.fileno(), data, len(data), socket.MSG_DONTWAIT))

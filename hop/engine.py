@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterable
 from enum import IntEnum
 from http import HTTPStatus
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, NoReturn, Protocol
 
 from hop import adaptor
 from hop.adaptor import JOIN_LIMIT, DateField, ResponseWriter, build_environ
@@ -134,7 +134,9 @@ class Transport(adaptor.Transport, Protocol):
 
 
 class Bridge(Protocol):
-    """The way out of HTTP, which a later chapter builds."""
+    """The way out of HTTP, which a later chapter builds: `writer` is the responses' class."""
+
+    writer: type[ResponseWriter]
 
     def offer(self, environ: dict[str, Any]) -> None:
         """Put into environ what a request with an Upgrade field may leave HTTP with."""
@@ -221,7 +223,6 @@ class Engine:
         self.max_drain_size = max_drain_size
         self.max_pipelined = max_pipelined
         self.bridge: Bridge | None = None
-        self.writer = ResponseWriter  # goes with the bridge: a subclass that can leave HTTP
         self.requests = 0  # calls so far; an observer may read it
         self.date = DateField()
         self._access = access_log.isEnabledFor(logging.INFO)
@@ -292,12 +293,14 @@ class Engine:
         conn.since = loop.now
         self.requests += 1
         deadline = None if self.request_timeout is None else loop.now + self.request_timeout
-        response = self.writer(conn, head, self.date.lines(loop.now), deadline)
+        bridge = self.bridge
+        writer = ResponseWriter if bridge is None else bridge.writer
+        response = writer(conn, head, self.date.lines(loop.now), deadline)
         environ = build_environ(conn.base, head, body, response)
-        if self.bridge is not None:
+        if bridge is not None:
             environ["hop.hijacker"] = response
             if "HTTP_UPGRADE" in environ:
-                self.bridge.offer(environ)
+                bridge.offer(environ)
         loop.begin(conn, response)
         try:
             try:
@@ -378,7 +381,7 @@ class Engine:
                 self._put_off(conn, data, position, found)
                 return
             position = found.end + (found.content_length or 0)
-            body = io.BytesIO(data[found.end : position])
+            body = io.BytesIO(data[found.end : position]) if found.content_length else NO_BODY
             if position == size:
                 conn.incoming = None
                 self._respond(conn, found, body)
@@ -541,6 +544,11 @@ class NoBody(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
+    def read(self, size: int | None = -1, /) -> bytes:
+        return b""
+
+    read1 = read
+
     def readinto(self, buffer: Any) -> int:
         return 0
 
@@ -552,6 +560,9 @@ class NoBody(io.RawIOBase):
 
     def close(self) -> None:
         pass
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError("all requests without a body share this one")
 
 
 NO_BODY: Any = NoBody()

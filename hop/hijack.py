@@ -190,9 +190,13 @@ class Refusal:
 
 
 class Bridge:
-    """Counts who has left HTTP for a thread. One for a server, however many loops it has."""
+    """Makes responses that can leave HTTP, and counts those that have left it for a thread.
+
+    One for a server, however many loops it has.
+    """
 
     def __init__(self, max_hijacked: int = 1000) -> None:
+        self.writer: type[ResponseWriter] = Hijacker
         self.max_hijacked = max_hijacked
         self.hijacked = 0
         self._lock = threading.Lock()

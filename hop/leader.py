@@ -478,8 +478,11 @@ class Follower:
     def asleep(self) -> bool:
         """Whether the thread waits for more than a processor (proc(5); elsewhere: True)."""
         try:
-            with open(f"/proc/self/task/{self.thread.native_id}/stat", "rb") as file:
-                return not file.read().rpartition(b") ")[2].startswith(b"R")
+            fd = os.open(f"/proc/self/task/{self.thread.native_id}/stat", os.O_RDONLY)
+            try:
+                return not os.read(fd, 1024).rpartition(b") ")[2].startswith(b"R")
+            finally:
+                os.close(fd)
         except OSError:
             return True
 
@@ -507,7 +510,7 @@ class LeaderFollowers(InlineLoop):
             sys.platform == "linux" and os.sched_getscheduler(0) == os.SCHED_OTHER
         )
         self.wake_monitor: Callable[[], None] = lambda: None
-        self._keeping = Keeping(self.buffer_size)
+        self._keeper = Keeping(self.buffer_size)
         self._lock = threading.Lock()
         self._everyone: list[Follower] = []
         self._followers: list[Follower] = []
@@ -686,7 +689,7 @@ class LeaderFollowers(InlineLoop):
 
     def keep_lock(self, wanted: bool) -> None:
         """Let reading and writing keep the interpreter's lock, or not."""
-        self.keeping = self._keeping if wanted else None
+        self.keeping = self._keeper if wanted else None
 
 
 SHORT = 0.0003  # seconds: a call that takes longer has blocked
@@ -729,11 +732,12 @@ class Watch:
             return False
         conn, call = next(iter(list(group.calls.items())), (None, None))
         cpu = leader.cpu_time()
-        if not self._company(leader, now, cpu):
-            self._estimate(leader, call, now, cpu)
+        company = self._company(leader, now, cpu)
+        group.keep_lock(company)
+        self._estimate(leader, call, now, cpu, company)
         if call is not self._call:
             self._call, self._began, self._began_cpu = call, now, cpu
-        self.promoted = conn is not None and self._judge(leader, conn, now, cpu)
+        self.promoted = conn is not None and self._judge(leader, conn, now, cpu, company)
         new = group.engine.requests - self._requests
         busy = conn is not None or new > BUSY * (now - self._looked)
         self._leader, self._looked, self._cpu = leader, now, cpu
@@ -741,19 +745,20 @@ class Watch:
         return busy
 
     def _company(self, leader: Follower, now: float, cpu: float) -> bool:
-        """Whether others than the leader compute; it keeps the lock while they do."""
-        spent = self._process_time()
-        if leader is self._leader:
-            others = (spent - self._spent) - (cpu - self._cpu)
-            much = others > COMPANY * (now - self._looked)
-            self.group.keep_lock(much and not self.group.eager)
-        self._spent = spent
-        return self.group.keeping is not None
+        """Whether others than the leader compute; of a new leader nobody can tell yet."""
+        before, self._spent = self._spent, self._process_time()
+        if self.group.eager or not cpu:
+            return False
+        if leader is not self._leader:
+            return self.group.keeping is not None
+        others = (self._spent - before) - (cpu - self._cpu)
+        return others > COMPANY * (now - self._looked)
 
-    def _judge(self, leader: Follower, conn: Connection, now: float, cpu: float) -> bool:
+    def _judge(
+        self, leader: Follower, conn: Connection, now: float, cpu: float, company: bool
+    ) -> bool:
         """Promote over a call that blocks, or that has burnt for too long; True if it blocked."""
         waited, burnt = now - self._began, cpu - self._began_cpu
-        company = self.group.keeping is not None
         if burnt < waited / 2 and (company or leader.asleep()):
             return self.group.promote(conn, self._call) and not company
         if waited > BURN * sys.getswitchinterval():
@@ -763,15 +768,18 @@ class Watch:
                 self._burners.append(conn)
         return False
 
-    def _estimate(self, leader: Follower, call: object, now: float, cpu: float) -> None:
+    def _estimate(
+        self, leader: Follower, call: object, now: float, cpu: float, company: bool
+    ) -> None:
         """Learn which share of the calls blocks: the leader's CPU clock stands still in them."""
+        turn = (now - self._looked) / (10 if company else 3)
         if leader is not self._leader:
             if not self.promoted:
                 return
             blocked = True
-        elif cpu - self._cpu >= (now - self._looked) / 3:
+        elif cpu - self._cpu >= turn:
             blocked = False
-        elif call is not None and self._call is not None and leader.asleep():
+        elif call is not None and self._call is not None and (company or leader.asleep()):
             blocked = True
         else:
             return

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from hop.adaptor import ErrorStream, base_environ
 from hop.engine import ConnectionState, Engine
-from hop.hijack import Bridge, Hijacker
+from hop.hijack import Bridge
 from hop.leader import LeaderFollowers, Monitor
 from hop.listener import ListenConfig, close_listener, describe, open_listener, open_sibling
 from hop.poller import Acceptor, Poller, default_poller
@@ -101,7 +101,7 @@ class Server:
         shutdown_timeout: float | None = 30.0,
         listen: ListenConfig | None = None,
     ) -> None:
-        self.engine, engine.bridge, engine.writer = engine, Bridge(max_hijacked), Hijacker
+        self.engine, engine.bridge = engine, Bridge(max_hijacked)
         self.pollers, self.processes, self.max_threads = pollers, processes, max_threads
         self.max_connections = _room() if max_connections is None else max_connections
         self.buffer_size, self.max_unsent = buffer_size, max_unsent

@@ -17,7 +17,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hop.connection import BUDGET, SMALL, Backlog, BytesPart, Connection, FilePart, Keeping
+from hop.connection import (
+    BUDGET,
+    KEPT,
+    SMALL,
+    Backlog,
+    BytesPart,
+    Connection,
+    FilePart,
+    Keeping,
+)
 from hop.errors import ClientDisconnected
 from hop.poller import READ, WRITE, default_poller
 
@@ -511,8 +520,43 @@ def test_a_call_that_keeps_the_lock_never_waits_whatever_the_mode_of_the_socket(
     conn.sock.setblocking(True)
     assert conn.receive() is None
     while conn.backlog is None:
-        conn.write(bytes(BUDGET))
+        conn.write(bytes(KEPT))
     assert conn.pending() > 0
+
+
+@pytest.mark.parametrize("data", [bytes(KEPT + 1), bytearray(10), memoryview(bytes(10))])
+def test_what_is_large_or_not_bytes_goes_the_usual_way(data):
+    sock: Any = ScriptedSocket()
+    assert Keeping(100).send(sock, data) == len(data)
+    assert sock.taken == data
+
+
+def test_bytes_that_lie_about_their_length_are_not_believed():
+    class Liar(bytes):
+        def __len__(self) -> int:
+            return 5000
+
+    server, client = tcp_pair()
+    Keeping(100).send(server, Liar(b"x"))
+    server.close()
+    assert read_all(client) == b"x"
+    client.close()
+
+
+def test_a_call_that_a_signal_interrupts_is_tried_later():
+    def interrupted(*_: object) -> int:
+        raise InterruptedError(errno.EINTR, "interrupted")
+
+    server, client = tcp_pair()
+    conn = connected(server)
+    conn.loop.keeping = SimpleNamespace(recv=interrupted, send=interrupted)
+    assert conn.receive() is None
+    conn.write(b"later")
+    assert conn.pending() == 5
+    assert conn.flush()
+    server.close()
+    assert read_all(client) == b"later"
+    client.close()
 
 
 def test_nobody_else_runs_while_it_reads_and_writes():
@@ -520,10 +564,10 @@ def test_nobody_else_runs_while_it_reads_and_writes():
     server, client = tcp_pair()
     conn, gate, ran = connected(server), threading.Event(), []
     other = threading.Thread(target=lambda: ran.append(gate.wait(20)))
-    other.start()
     conn.loop.keeping, usual = Keeping(100), sys.getswitchinterval()
-    sys.setswitchinterval(5.0)
+    sys.setswitchinterval(5.0)  # before the thread begins: it waits by what it finds
     try:
+        other.start()
         gate.set()
         until = time.monotonic() + 0.01
         while time.monotonic() < until:  # by then it is awake, and waits for the lock

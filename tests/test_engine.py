@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from hop.engine import TRANSITIONS, ConnectionState, Engine
+from hop.adaptor import ResponseWriter
+from hop.engine import NO_BODY, TRANSITIONS, ConnectionState, Engine
 from hop.errors import ProtocolError
 from hop.parser import Limits, parse_head
 from hop.storage import Storage
@@ -85,7 +86,9 @@ class TestNoBody:
         "read",
         [
             lambda body: body.read(),
-            lambda body: body.read(10),
+            lambda body: body.read(None),
+            lambda body: body.read(1 << 60),
+            lambda body: body.read1(),
             lambda body: body.readline(),
             b"".join,
             lambda body: body.seek(3) and body.read(),
@@ -107,6 +110,25 @@ class TestNoBody:
             engine.received(conn, GET)
             assert statuses(conn) == [200]
         assert seen == [b"", b""]
+
+
+    @pytest.mark.parametrize("pieces", [[GET], [GET + GET], [GET[:9], GET[9:]], [length(b"")]])
+    def test_however_the_request_arrives(self, conn, pieces):
+        bodies = set()
+
+        def app(environ, start_response):
+            bodies.add(environ["wsgi.input"])
+            start_response("200 OK", [])
+            return []
+
+        engine = Engine(app)
+        for piece in pieces:
+            engine.received(conn, piece)
+        assert bodies == {NO_BODY}
+
+    def test_nothing_can_be_left_on_it_for_the_next_request(self):
+        with pytest.raises(AttributeError, match="share"):
+            NO_BODY.user = "alice"
 
 
 class TestTable:
@@ -180,6 +202,7 @@ class Takes:
     """A bridge over which every connection leaves, and a successor that does what it is told."""
 
     silent = False
+    writer = ResponseWriter
 
     def __init__(self, *events):
         self.events, self.seen = events, []

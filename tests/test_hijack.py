@@ -14,7 +14,7 @@ import pytest
 from hop.adaptor import ErrorStream, base_environ
 from hop.engine import ConnectionState, Engine
 from hop.errors import ClientDisconnected
-from hop.hijack import Bridge, Channel, HijackedSocket, Hijacker, HijackRefused, Later
+from hop.hijack import Bridge, Channel, HijackedSocket, HijackRefused, Later
 from hop.leader import InlineLoop, LeaderFollowers
 from hop.poller import READ, WRITE, default_poller
 from hop.testing import serve
@@ -587,7 +587,7 @@ class TestLazySocket:
 def rig(app, kind=InlineLoop, clock=time.monotonic, **options):
     """A loop that is driven by hand, one client, and the connection."""
     engine = app if isinstance(app, Engine) else Engine(app)
-    engine.bridge, engine.writer = Bridge(), Hijacker
+    engine.bridge = Bridge()
     loop = kind(default_poller(clock), engine, timeouts=TIMEOUTS, **options)
     mine, client = socket.socketpair()
     mine.setblocking(False)

@@ -141,7 +141,7 @@ class Understudy:
         self.baton = threading.Lock()
         self.baton.acquire()
         self.thread = threading.Thread(name="understudy")
-        self.cpu = 0.0
+        self.cpu = 1.0
         self.sleeping = True
 
     def cpu_time(self):
@@ -1918,11 +1918,29 @@ class TestCompany:
         beside.look(REST / 4, REST / 4, REST)
         assert not beside.conn.owned
 
-    def test_the_share_of_those_that_block_is_not_estimated(self, beside):
-        for _ in range(50):
+    def test_a_group_whose_calls_block_becomes_eager(self, beside):
+        beside.group.leader.sleeping = False  # nobody asks
+        looks = 0
+        while not beside.group.eager:
             beside.call()
             beside.look(REST, 0.0, REST)
+            looks += 1
+            assert looks < 100
+        beside.look(REST, 0.0, REST)
+        assert beside.group.keeping is None
+
+    def test_one_whose_calls_wait_for_their_turn_does_not(self, beside):
+        for _ in range(100):
+            beside.call()
+            beside.look(REST, REST / 9, REST)
+        assert not beside.group.eager
         assert beside.group.blocking == 0.0
+
+    def test_a_leader_whose_clock_cannot_be_read_has_none(self, watched):
+        watched.group.leader.cpu = 0.0
+        watched.look()
+        watched.look(REST, 0.0, REST)
+        assert watched.group.keeping is None
 
     def test_beside_a_thread_that_computes(self, run):
         group, (end,) = run(Gates(), monitor=True, clients=1)
