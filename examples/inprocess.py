@@ -132,7 +132,7 @@ class FakeLoop:
 
     now = 0.0
     buffer_size = 65536
-    keeping = None
+    keeping: Keeping | None = None
     max_unsent = 1 << 20
     draining = False
 
