@@ -22,6 +22,8 @@ from examples.workloads import hello
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
+    from hop.connection import Keeping
+
 BROWSER = (
     b"GET /index.html HTTP/1.1\r\nHost: localhost:1826\r\nConnection: keep-alive\r\n"
     b'sec-ch-ua: "Chromium";v="126", "Not.A/Brand";v="24"\r\nsec-ch-ua-mobile: ?0\r\n'
@@ -132,7 +134,7 @@ class FakeLoop:
 
     now = 0.0
     buffer_size = 65536
-    keeping: Keeping | None = None
+    keeping: "Keeping | None" = None
     max_unsent = 1 << 20
     draining = False
 
