@@ -111,7 +111,6 @@ class TestNoBody:
             assert statuses(conn) == [200]
         assert seen == [b"", b""]
 
-
     @pytest.mark.parametrize("pieces", [[GET], [GET + GET], [GET[:9], GET[9:]], [length(b"")]])
     def test_however_the_request_arrives(self, conn, pieces):
         bodies = set()
