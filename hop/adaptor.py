@@ -202,12 +202,12 @@ _is_status = re.compile(r"(?:101|[2-5][0-9]{2}) [\t\x20-\x7e\x80-\xff]*").fullma
 _is_name = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 _is_value = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
 
-# Bounded caches: status strings, field lines and lengths that repeat, checked already.
+# Bounded caches: status strings and fields that repeat, checked already. With a status line comes
+# whether its answer has no body, with a field's line its number if it is a Content-Length.
 _CACHE_SIZE = 512
 _LONGEST_CACHED = 256
 _status_lines: dict[str, tuple[bytes, bool]] = {}
-_field_lines: dict[tuple[str, str], bytes] = {}
-_lengths: dict[str, int] = {}
+_field_lines: dict[tuple[str, str], tuple[bytes, int | None]] = {}
 
 
 def _remember(cache: dict[Any, Any], key: Any, entry: Any, size: int) -> None:
@@ -266,20 +266,21 @@ SERVER_LINE = b"Server: hop\r\n"
 
 
 class DateField:
-    """The fields that every answer begins with, Server and Date, formatted once a second."""
+    """The fields that every answer begins with, Server and Date (RFC 9110, section 6.6.1).
+
+    Their `lines` hold while the loop's clock, a monotonic one, is before `until`.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._until = float("-inf")
-        self._lines = b""
+        self.until = float("-inf")
+        self.lines = b""
 
-    def lines(self, now: float) -> bytes:
-        """Both lines; `now` is the loop's monotonic clock (RFC 9110, section 6.6.1)."""
-        if now >= self._until:
-            wall = self._clock()
-            self._lines = SERVER_LINE + b"Date: %b\r\n" % formatdate(wall, usegmt=True).encode()
-            self._until = now + 1 - wall % 1  # last: another thread may be asking
-        return self._lines
+    def renew(self, now: float) -> None:
+        """Format the lines anew; `now` is the loop's clock."""
+        wall = self._clock()
+        self.lines = SERVER_LINE + b"Date: %b\r\n" % formatdate(wall, usegmt=True).encode()
+        self.until = now + 1 - wall % 1  # last: another thread may be looking
 
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
@@ -296,8 +297,8 @@ class ResponseWriter(RequestContext):
     """
 
     __slots__ = (
-        "_bodiless", "_chunked", "_common", "_left", "_length", "_lines", "_request",
-        "keep_alive", "sent", "size", "status", "successor", "trailers", "unsent",
+        "_bodiless", "_chunked", "_common", "_left", "_length", "_length_line", "_lines",
+        "_request", "keep_alive", "sent", "size", "status", "successor", "trailers", "unsent",
     )  # fmt: skip
 
     def __init__(
@@ -339,37 +340,45 @@ class ResponseWriter(RequestContext):
             raise RuntimeError("start_response was called twice")
         self.status = ""
         self._length: int | None = None
+        self._length_line = b""
         try:
             line, self._bodiless = _status_lines.get(status) or _status_line(status)
             self._lines = lines = [line, self._common]
             for field in headers:
-                lines.append(_field_lines.get(field) or self._field(*field))
+                line, length = _field_lines.get(field) or self._field(*field)
+                if length is None:
+                    lines.append(line)
+                elif self._length is None:
+                    self._length, self._length_line = length, line
+                else:
+                    raise ValueError("Content-Length must be one number, not two")
         except (AttributeError, TypeError) as error:
             raise TypeError("wanted: a str, and a list of (str, str) tuples") from error
         self.status = status
         return self.write
 
-    def _field(self, name: str, value: str) -> bytes:
-        """The line for a field that is new, or means something to us; b"" if we write our own."""
-        if name == "Content-Length" or name.lower() == "content-length":
-            if self._length is not None:
-                raise ValueError("Content-Length must be one number, not two")
-            self._length = _lengths.get(value) or _length(value)
-            return b""
-        line, lower = _field_line(name, value), name.lower()
+    def _field(self, name: str, value: str) -> tuple[bytes, int | None]:
+        """The entry for a field that is new, or means something to us: its line, b"" if it may not
+        pass, and the number of a Content-Length."""
+        length, lower = None, name.lower()
+        if lower == "content-length":
+            length = _length(value)
+            line = b"Content-Length: %d\r\n" % length
+        else:
+            line = _field_line(name, value)
         if lower in _HOP_BY_HOP:
             if lower == "connection" and "close" in value.lower():
                 self.keep_alive = False
             status = self._lines[0][9:12] if lower == "upgrade" else b""
             wanted = b"Connection: upgrade\r\n" if status == b"426" else b""
-            return line + wanted if status in (b"101", b"426") else b""
+            return line + wanted if status in (b"101", b"426") else b"", None
         if lower == "date":
             self._lines[1] = self._lines[1].partition(b"Date:")[0]
         elif lower == "server":
             self._lines[1] = self._lines[1].removeprefix(SERVER_LINE)
         elif lower not in _PASSING:
-            _remember(_field_lines, (name, value), line, len(line))
-        return line
+            _remember(_field_lines, (name, value), (line, length), len(line))
+        return line, length
 
     def _decide(self, size: int | None) -> Framing:
         """Look the framing up; `size` is the body's length if that is known by now.
@@ -469,7 +478,7 @@ class ResponseWriter(RequestContext):
                 and not self.conn.loop.draining
             ):
                 self.sent, self.size, self._left = True, size, 0
-                self._lines += b"Content-Length: %d\r\n\r\n" % size, body
+                self._lines += self._length_line or b"Content-Length: %d\r\n" % size, b"\r\n", body
                 self.unsent = b"".join(self._lines)
                 return
             self._put(self._head(size), body)
@@ -569,7 +578,6 @@ def _length(value: str) -> int:
     """The value of a Content-Length field (RFC 9110, section 8.6)."""
     if not (value.isdecimal() and value.isascii() and len(value) < 19):
         raise ValueError(f"Content-Length must be one number, not {value!r}")
-    _remember(_lengths, value, int(value), len(value))
     return int(value)
 
 

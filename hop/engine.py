@@ -289,13 +289,14 @@ class Engine:
     def _respond(self, conn: Transport, head: RequestHead, body: BinaryIO) -> None:
         """Call the application and send its answer."""
         loop = conn.loop
-        conn.state = CALL
-        conn.since = loop.now
+        conn.state, conn.since = CALL, loop.now
         self.requests += 1
         deadline = None if self.request_timeout is None else loop.now + self.request_timeout
-        bridge = self.bridge
+        bridge, date = self.bridge, self.date
+        if loop.now >= date.until:
+            date.renew(loop.now)
         writer = ResponseWriter if bridge is None else bridge.writer
-        response = writer(conn, head, self.date.lines(loop.now), deadline)
+        response = writer(conn, head, date.lines, deadline)
         environ = build_environ(conn.base, head, body, response)
         if bridge is not None:
             environ["hop.hijacker"] = response
@@ -355,15 +356,15 @@ class Engine:
 
     def _request(self, conn: Transport, data: bytes) -> None:
         """Answer what was read: most often one request, whole and without a body."""
-        found = self._find(data, 0)
-        if (
-            isinstance(found, RequestHead)
-            and found.end == len(data)
-            and not (found.content_length or found.chunked)
-        ):
-            self._respond(conn, found, NO_BODY)
+        try:
+            head = parse_head(data, 0, self.limits)
+        except ProtocolError as error:
+            self._put_off(conn, data, 0, error.with_traceback(None))
+            return
+        if head is None or head.end < len(data) or head.content_length or head.chunked:
+            self._requests(conn, data, head)
         else:
-            self._requests(conn, data, found)
+            self._respond(conn, head, NO_BODY)
 
     def _requests(
         self, conn: Transport, data: bytes, found: RequestHead | ProtocolError | None
@@ -501,8 +502,10 @@ class Engine:
         self._forget(conn)
         if self._access:
             self._log_refusal(conn, error)
+        if conn.loop.now >= self.date.until:
+            self.date.renew(conn.loop.now)
         try:
-            conn.write(head.encode() + self.date.lines(conn.loop.now) + b"\r\n" + body)
+            conn.write(head.encode() + self.date.lines + b"\r\n" + body)
         except ClientDisconnected:
             self._move(conn, "end")
         else:

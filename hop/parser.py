@@ -57,12 +57,12 @@ class RequestHead:
     end: int
 
 
-_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _AUTHORITY = r"(?:\[[0-9A-Fa-f:.]+\]|(?:[\w\-.~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*)"
 
 _is_token = re.compile(_TOKEN).fullmatch
 _origin_form = re.compile(
-    rf"(?!CONNECT )({_TOKEN}) ((/[!\"$->@-~]*)(?:\?([!\"$-~]*))?) (HTTP/1\.[01])()"
+    rf"(?!CONNECT )({_TOKEN}) ((/[!\"$->@-~]*+)(?:\?([!\"$-~]*+))?) (HTTP/1\.[01])()"
 ).fullmatch
 _request_line = re.compile(rf"({_TOKEN}) ([!\"$-~]+) (HTTP/[0-9]\.[0-9])").fullmatch
 _absolute_form = re.compile(r"https?://([^/?]+)(/[^?]*)?(?:\?(.*))?", re.IGNORECASE).fullmatch

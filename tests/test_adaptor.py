@@ -38,7 +38,9 @@ GET = b"GET /a?b=1 HTTP/1.1\r\nHost: x\r\n\r\n"
 HEAD = GET.replace(b"GET", b"HEAD")
 OLD = b"GET / HTTP/1.0\r\n\r\n"
 OLD_KEPT = b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
-COMMON = DateField(clock=lambda: 784111777.0).lines(0.0)
+DATE = DateField(clock=lambda: 784111777.0)
+DATE.renew(0.0)
+COMMON = DATE.lines
 BASE = base_environ("x", "80", sys.stderr)
 PLAIN = [("Content-Type", "text/plain")]
 MAX_UNSENT = 1 << 12
@@ -237,12 +239,13 @@ class TestDate:
     def test_is_formatted_once_a_second(self):
         times = iter([784111777.75, 784111778.0, 784111779.5])
         date = DateField(clock=lambda: next(times))
-        first = date.lines(10.0)
-        assert first == b"Server: hop\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n"
-        assert date.lines(10.2) is first
-        assert b"08:49:38" in date.lines(10.25)  # the wall clock's second ended here
-        assert b"08:49:38" in date.lines(11.2)
-        assert b"08:49:39" in date.lines(11.25)
+        seen = []
+        for now in (10.0, 10.2, 10.25, 11.2, 11.25):  # at 10.25 the wall clock's second ended
+            if now >= date.until:
+                date.renew(now)
+            seen.append(date.lines)
+        assert seen[0] == b"Server: hop\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n"
+        assert [line[-10:-6] for line in seen] == [b"9:37", b"9:37", b"9:38", b"9:38", b"9:39"]
 
 
 class TestStartResponse:
@@ -392,7 +395,7 @@ class TestFields:
     def test_nothing_private_or_long_is_remembered(self):
         hop.adaptor._field_lines.clear()
         long = ("X-Long", "x" * 300)
-        private = [("Set-Cookie", "a=1"), ("Location", "/"), ("ETag", "1"), ("Content-Length", "1")]
+        private = [("Set-Cookie", "a=1"), ("Location", "/"), ("ETag", "1")]
         call(simple([b"x"], headers=[*private, ("Last-Modified", "x"), ("X-A", "1"), long]))
         assert list(hop.adaptor._field_lines) == [("X-A", "1")]
         wire, _ = call(simple([b"x"], headers=[("X-A", "1"), long]))
@@ -416,6 +419,18 @@ class TestFields:
             tracemalloc.stop()
         assert 0 < len(hop.adaptor._field_lines) <= 512
         assert 0 < len(hop.adaptor._status_lines) <= 512
+
+    @pytest.mark.parametrize("name", ["Content-Length", "content-length"])
+    def test_a_length_is_remembered_with_its_number(self, name):
+        hop.adaptor._field_lines.clear()
+        for _ in range(2):  # the second time from the memory
+            wire, _ = call(simple([b"x"], headers=[(name, "1"), ("X-C", "1")]))
+            assert wire.fields("Content-Length") == ["1"]
+            assert hop.adaptor._field_lines[name, "1"] == (b"Content-Length: 1\r\n", 1)
+            with pytest.raises(ValueError, match="one number, not two"):
+                writer().start_response("200 OK", [(name, "1"), (name, "1")])
+            wire, _ = call(simple([b"x"], status="204 No Content", headers=[(name, "1")]))
+            assert wire.fields("Content-Length") == []
 
     def test_what_repeats_is_checked_once(self):
         hop.adaptor._field_lines.clear()

@@ -80,6 +80,13 @@ class TestWhatWasRead:
         assert isinstance(error, ProtocolError)
         assert error.__traceback__ is None
 
+    def test_nor_does_the_first_in_what_was_read(self, conn, monkeypatch):
+        engine, found = Engine(echo), []
+        monkeypatch.setattr(engine, "_put_off", lambda *arguments: found.append(arguments[-1]))
+        engine.received(conn, b"BAD\r\n\r\n")
+        assert isinstance(found[0], ProtocolError)
+        assert found[0].__traceback__ is None
+
 
 class TestNoBody:
     @pytest.mark.parametrize(
