@@ -106,6 +106,7 @@ LISTEN: Options = {
     "backlog": (_count, "handshakes that wait to be accepted"),
     "defer_accept": (_size, "seconds for which a client that has sent nothing is not accepted"),
     "fast_open": (_size, "clients that may send data with their first packet"),
+    "notsent_lowat": (_size, "bytes of an answer that the kernel takes in before it may send them"),
     "unix_mode": (_checked(lambda text: int(text, 8)), "the mode of a socket file, in octal"),
 }
 GROUPS: dict[type, tuple[str, str, Options]] = {

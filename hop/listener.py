@@ -103,15 +103,17 @@ class ListenConfig:
     the number to net.core.somaxconn); reuse_port: further sockets of the same user may
     share the port (see open_sibling); defer_accept: seconds for which a connection that
     has sent nothing yet is kept from accept (Linux); fast_open: how many connections may
-    bring data in their SYN (RFC 7413), 0 for none; unix_mode: the mode of the socket
-    file, None for what the umask says. An option that is none of a socket's family is
-    left out.
+    bring data in their SYN (RFC 7413), 0 for none; notsent_lowat: bytes of an answer that
+    the kernel takes in before it may send them, 0 for as many as its buffers hold;
+    unix_mode: the mode of the socket file, None for what the umask says. An option that
+    is none of a socket's family is left out.
     """
 
     backlog: int = 2048
     reuse_port: bool = False
     defer_accept: int = 0
     fast_open: int = 0
+    notsent_lowat: int = 1 << 17 if hasattr(socket, "TCP_NOTSENT_LOWAT") else 0
     unix_mode: int | None = None
 
 
@@ -147,6 +149,7 @@ def _set_options(sock: socket.socket, config: ListenConfig) -> None:
         "TCP_NODELAY": 1,
         "TCP_DEFER_ACCEPT": config.defer_accept,
         "TCP_FASTOPEN": config.fast_open,
+        "TCP_NOTSENT_LOWAT": config.notsent_lowat,
     }
     for name, value in options.items():
         if value and not hasattr(socket, name):

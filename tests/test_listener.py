@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import select
 import socket
 import stat
 import struct
@@ -279,13 +280,45 @@ def test_fast_open_sets_the_length_of_its_queue():
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN) == 16
 
 
-@pytest.mark.parametrize("name", ["TCP_DEFER_ACCEPT", "TCP_FASTOPEN"])
-def test_an_option_the_system_has_not_is_an_error_only_when_asked_for(monkeypatch, name):
+@pytest.mark.parametrize("lowat", [1 << 17, 4096])
+def test_what_waits_unsent_in_the_kernel_is_bounded(lowat):
+    config = ListenConfig() if lowat == 1 << 17 else ListenConfig(notsent_lowat=lowat)
+    room, piece, total = 8192, bytes(4096), 0
+    with listening("127.0.0.1:0", config) as sock, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+        client.connect(("127.0.0.1", port_of(sock)))
+        with accept(sock) as server:
+            assert server.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == lowat
+            server.setblocking(False)
+            while select.select([], [server], [], 0.1)[1]:
+                with contextlib.suppress(BlockingIOError):
+                    total += server.send(piece)
+    assert total <= lowat + 4 * room + (1 << 16)  # what the client has taken, and one buffer more
+
+
+@linux
+def test_without_a_bound_the_kernel_takes_what_its_buffers_hold():
+    with (
+        listening("127.0.0.1:0", ListenConfig(notsent_lowat=0)) as sock,
+        socket.create_connection(("127.0.0.1", port_of(sock)), 5),
+        accept(sock) as server,
+    ):
+        assert server.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("TCP_DEFER_ACCEPT", {"defer_accept": 1, "notsent_lowat": 0}),
+        ("TCP_FASTOPEN", {"fast_open": 1, "notsent_lowat": 0}),
+        ("TCP_NOTSENT_LOWAT", {"notsent_lowat": 1}),
+    ],
+)
+def test_an_option_the_system_has_not_is_an_error_only_when_asked_for(monkeypatch, name, option):
     monkeypatch.delattr(socket, name, raising=False)
-    config = ListenConfig(defer_accept=int("DEFER" in name), fast_open=int("FAST" in name))
     with pytest.raises(OSError, match=f"this system has no {name}: '127.0.0.1:0'"):
-        open_listener("127.0.0.1:0", config)
-    with listening("127.0.0.1:0") as sock:
+        open_listener("127.0.0.1:0", ListenConfig(**option))
+    with listening("127.0.0.1:0", ListenConfig(notsent_lowat=0)) as sock:
         assert port_of(sock) > 0
 
 

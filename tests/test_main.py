@@ -124,13 +124,16 @@ class TestOptions:
                 "--request-timeout", "1.5", "--limit-body", "none", "--limit-extensions", "7",
                 "--body-memory", "8", "--total-memory", "9", "--total-disk", "10",
                 "--unix-mode", "660", "--defer-accept", "2", "--fast-open", "3",
+                "--notsent-lowat", "4",
             ]
         )  # fmt: skip
         server = command._make_server(plain.app, given)
         engine = server.engine
         assert server.timeouts[0] == 600.0
         assert (server.max_threads, server.max_unsent) == (3, 5)
-        assert server.listen == ListenConfig(unix_mode=0o660, defer_accept=2, fast_open=3)
+        assert server.listen == ListenConfig(
+            unix_mode=0o660, defer_accept=2, fast_open=3, notsent_lowat=4
+        )
         assert (engine.app, engine.request_timeout) == (plain.app, 1.5)
         assert engine.limits == Limits(body=None, extensions=7)
         storage = engine.storage
