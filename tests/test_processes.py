@@ -380,6 +380,14 @@ class TestEnd:
             assert gone(children)
             assert parent.stderr.read().count("time.sleep(60)") == 2
 
+    @pytest.fixture
+    def heard(self):
+        """Who ignores SIGHUP, as under nohup, hands that on to every process that it starts."""
+        before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        yield
+        signal.signal(signal.SIGHUP, before)
+
+    @pytest.mark.usefixtures("heard")
     @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
     def test_orphans_finish_and_go(self, number):
         with (
