@@ -156,6 +156,31 @@ class TestSpread:
             assert parent.wait(20) == 0
         assert not path.exists()
 
+    def test_who_has_let_one_in_goes_to_the_end_of_the_line(self):
+        """The kernel wakes first who has watched longest: so it is watched anew after each."""
+
+        class Poller:
+            calls = []
+
+            def register(self, *_):
+                self.calls.append("register")
+
+            def unregister(self, _):
+                self.calls.append("unregister")
+
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.setblocking(False)
+            poller, let_in = Poller(), []
+            door = SharedDoor(poller, listener.dup(), let_in.append)
+            client = connect(listener.getsockname()[1])
+            door.resume()
+            poller.calls.clear()
+            assert [door.on_readable() for _ in range(2)] == [1, 0]  # nobody else: no turn is lost
+            assert poller.calls == ["unregister", "register"]
+            door.close()
+            for sock in (client, *let_in):
+                sock.close()
+
     def test_a_full_process_lets_others_have_their_turn(self):
         """A shared door that its own admission has paused must not open itself again."""
 
