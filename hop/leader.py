@@ -695,7 +695,8 @@ class LeaderFollowers(InlineLoop):
 SHORT = 0.0003  # seconds: a call that takes longer has blocked
 FEW, MANY = 0.02, 0.5  # shares: of calls that block, inline below; of looks, eager above
 
-REST = 0.002  # seconds between two looks of the monitor, while nothing blocks
+REST = 0.002  # seconds between two looks of the monitor, while calls are seen that do not block
+PEACE = 0.004  # the same, while no call is seen at all
 SHORTEST = 0.0002  # the same, while much does
 CALM = 0.1  # seconds without a promotion after which it looks less often
 BUSY = 4000  # requests a second: more is much, even if no call is seen
@@ -715,7 +716,7 @@ class Watch:
         self, group: LeaderFollowers, process_time: Callable[[], float] = time.process_time
     ) -> None:
         self.group = group
-        self.promoted = False
+        self.called = self.promoted = False
         self._process_time = process_time
         self._call: object = None
         self._leader: Follower | None = None
@@ -727,7 +728,7 @@ class Watch:
         """Promote a follower if the leader is stuck; True when there is much to see."""
         group, leader = self.group, self.group.leader
         if leader is None or (group.eager and not group.calls):
-            self.promoted = False
+            self.called = self.promoted = False
             group.keep_lock(False)
             return False
         conn, call = next(iter(list(group.calls.items())), (None, None))
@@ -737,9 +738,10 @@ class Watch:
         self._estimate(leader, call, now, cpu, company)
         if call is not self._call:
             self._call, self._began, self._began_cpu = call, now, cpu
+        self.called = conn is not None
         self.promoted = conn is not None and self._judge(leader, conn, now, cpu, company)
         new = group.engine.requests - self._requests
-        busy = conn is not None or new > BUSY * (now - self._looked)
+        busy = self.called or new > BUSY * (now - self._looked)
         self._leader, self._looked, self._cpu = leader, now, cpu
         self._requests += new
         return busy
@@ -824,7 +826,9 @@ class Monitor:
             self.quantum = max(self.quantum / 2, SHORTEST)
         elif now - self._promoted > CALM:
             self._promoted = now
-            self.quantum = min(self.quantum * 2, REST)
+            self.quantum = min(self.quantum * 2, PEACE)
+        if any(watch.called for watch in self._watches):
+            self.quantum = min(self.quantum, REST)
         return any(seen)
 
     def run(self, over: Callable[[], bool], may_sleep: Callable[[], bool]) -> None:

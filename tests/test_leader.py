@@ -33,6 +33,7 @@ from hop.leader import (
     MANY,
     NAP,
     OVERDUE,
+    PEACE,
     QUIET,
     REST,
     SHORT,
@@ -2062,7 +2063,26 @@ class TestMonitor:
             assert not monitor.look()
             quanta.append(monitor.quantum)
         assert quanta[-9:-5] == [SHORTEST, SHORTEST * 2, SHORTEST * 2, SHORTEST * 4]
-        assert quanta[-1] == REST * 0.8 or quanta[-1] == REST
+        assert quanta[-1] == PEACE * 0.8
+        for _ in range(2):
+            clock.now += CALM * 1.1
+            monitor.look()
+            assert monitor.quantum == PEACE
+
+    def test_a_call_that_is_seen_ends_the_peace(self, rehearse, enter):
+        clock, group = Clock(), rehearse()
+        monitor = Monitor([group], clock=clock)
+        for _ in range(2):
+            clock.now += CALM * 1.1
+            monitor.look()
+        assert monitor.quantum == PEACE
+        _, conn = enter(group)
+        for _ in range(3):  # nor does it come back while calls are seen
+            group.begin(conn, object())
+            clock.now += CALM * 1.1
+            assert monitor.look()
+            assert monitor.quantum == REST
+            group.end(conn)
 
     def test_it_is_drowsy_before_it_parks(self, rehearse):
         group = rehearse()
