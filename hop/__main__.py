@@ -100,7 +100,7 @@ STORAGE: Options = {
     "body_memory": (_size, "a body that is larger waits in a file"),
     "total_memory": (_size, "all bodies in memory together"),
     "total_disk": (_size, "all bodies in files together (half of what is free)"),
-    "directory": (_checked(_directory), "where such files are (the directory for temporary files)"),
+    "directory": (str, "where such files are (the directory for temporary files)"),
 }
 LISTEN: Options = {
     "backlog": (_count, "handshakes that wait to be accepted"),
@@ -259,20 +259,22 @@ SWITCH_INTERVAL = 0.0005  # seconds
 
 
 def _prepare_process(given: argparse.Namespace) -> None:
-    """Logging, the working directory, and where modules are looked for."""
+    """Logging, directories, and where modules are looked for. Misuse if a directory is missing."""
     logging.basicConfig(format="%(asctime)s %(name)s %(message)s", level=logging.WARNING)
     if given.access_log:
         logging.getLogger("hop.access").setLevel(logging.INFO)
     os.chdir(given.chdir)
     sys.path.insert(0, os.getcwd())
+    if given.directory is not None and not os.path.isdir(given.directory):
+        raise Misuse(f"argument --directory: there is no directory {given.directory!r}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Serve until a signal comes; the exit status: 0, 1 for a start that failed, 2 for misuse."""
     parser = _parser()
     given = parser.parse_args(argv)
-    _prepare_process(given)
     try:
+        _prepare_process(given)
         app = load_application(given.app)
     except Misuse as error:
         parser.error(str(error))

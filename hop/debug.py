@@ -267,7 +267,8 @@ class Metric(NamedTuple):
 def server_metrics(server: Server) -> Iterator[Metric]:
     """What the server has of connections, threads and room."""
     everybody, loops, engine = connections(server), groups(server), server.engine
-    yield Metric("hop_requests_total", "counter", "Requests answered.", {"": engine.requests})
+    yield Metric("hop_requests_total", "counter", "Calls of the application so far.",
+                 {"": engine.requests})  # fmt: skip
     states = Counter(conn.state for conn in everybody)
     by_state = {state.name.lower(): states[state] for state in ConnectionState}
     yield Metric("hop_connections", "gauge", "Connections, by state.", by_state, "state")
@@ -624,8 +625,9 @@ def debug_port(
 ) -> Iterator[str]:
     """Show on a port of its own, while the block runs, what `server` is doing; gives the URL.
 
-    `server` is started in the block. ValueError if it is to have several processes, or if other
-    machines could reach the port without `allow_remote`; OSError if it cannot be had.
+    `server` may be started in the block, or run already. ValueError if it is to have several
+    processes, or if other machines could reach the port without `allow_remote`; OSError if it
+    cannot be had.
     """
     if server.processes > 1:
         raise ValueError("a debug address needs processes=1: each process would need its own")

@@ -262,7 +262,7 @@ def parse_head(
     """Parse the request head that begins at offset `start` of `data`.
 
     None: its end has not arrived. Call again with more, and with the length that `data` had
-    now as `searched`, so that nothing is looked at twice. ProtocolError: no head that begins
+    now as `searched`, so that the search does not begin anew. ProtocolError: no head that begins
     like this is accepted, whatever may follow.
     """
     end = data.find(b"\r\n\r\n", start if searched < start + 3 else searched - 3)

@@ -131,7 +131,7 @@ class Poller(ABC):
                 return timeout
         wait = self._timers[0][0] - self._clock()
         if timeout is not None and timeout < wait:
-            return timeout
+            wait = timeout
         if wait < 0.0:
             return 0.0
         if wait > LONGEST_WAIT:
@@ -237,7 +237,7 @@ class EpollPoller(Poller):
 #: Events that one call of epoll returns at most; the rest stay first in the kernel's queue.
 BATCH = 512
 
-#: Seconds: no single sleep is longer (epoll's time-out is a 32-bit number of milliseconds).
+#: Seconds: no sleep before a timer is longer (epoll's time-out is 32 bits of milliseconds).
 LONGEST_WAIT = 86400.0
 
 _FOR_SELECTOR = {

@@ -164,6 +164,17 @@ class TestValues:
         assert option in line
         assert value in line
 
+    def test_a_directory_is_looked_for_where_chdir_says(self, capsys, tmp_path, monkeypatch):
+        (tmp_path / "new" / "bodies").mkdir(parents=True)
+        (tmp_path / "old").mkdir()
+        monkeypatch.chdir(tmp_path)
+        made = []
+        monkeypatch.setattr(command, "_serve", lambda server, given: made.append(server))
+        app = ["tests.apps.plain:app", "--directory"]
+        assert main([*app, "bodies", "--chdir", "new"]) == 0
+        assert "'old'" in refused(capsys, *app, "old", "--chdir", str(tmp_path / "new"))
+        assert [server.engine.storage.directory for server in made] == ["bodies"]
+
     def test_no_abbreviations(self, capsys):
         assert "--max-t" in refused(capsys, "tests.apps.plain:app", "--max-t", "3")
 
