@@ -625,9 +625,8 @@ def debug_port(
 ) -> Iterator[str]:
     """Show on a port of its own, while the block runs, what `server` is doing; gives the URL.
 
-    `server` may be started in the block, or run already. ValueError if it is to have several
-    processes, or if other machines could reach the port without `allow_remote`; OSError if it
-    cannot be had.
+    `server` may run already. ValueError if it is to have several processes, or if other
+    machines could reach the port without `allow_remote`; OSError if it cannot be had.
     """
     if server.processes > 1:
         raise ValueError("a debug address needs processes=1: each process would need its own")
