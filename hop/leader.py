@@ -80,7 +80,7 @@ class InlineLoop:
         self._events: Any = iter(())
         self._answers: deque[tuple[Connection, bytes]] = deque()
         self._gathering = False
-        self._release_at = self._gather_from = 0.0
+        self._release_at = self._gather_from = self._haste = 0.0
         self._doors: list[int] = []
         self._freed: list[Connection] = []
         self._again: list[Connection] = []
@@ -263,7 +263,9 @@ class InlineLoop:
         """Send the answers that were held back."""
         now, answers = time.monotonic(), self._answers
         if now > self._release_at + OVERDUE:
-            self._gather_from = now + HASTE
+            again = now < self._gather_from + self._haste
+            self._haste = min(2 * self._haste, LONGEST_HASTE) if again else HASTE
+            self._gather_from = now + self._haste
         self._release_at = now + GATHER
         while answers:
             conn, data = answers.popleft()
@@ -444,7 +446,8 @@ CROWD = 16  # events in a batch: in a smaller one no answer waits
 GATHER = 0.001  # seconds for which an answer may wait for others,
 QUICK = 0.00005  # and seconds that one of these others may take
 OVERDUE = 0.002  # seconds more than GATHER, for which a slow call has made it wait
-HASTE = 1.0  # seconds for which nothing is held back after that
+HASTE = 0.03  # seconds for which nothing is held back after that;
+LONGEST_HASTE = 1.0  # and at most, when it comes again and again
 
 SWEEP = 0.25  # seconds between two slices of the sweep
 SLICES = 4  # slices of the table in one whole sweep

@@ -30,6 +30,7 @@ from hop.leader import (
     GATHER,
     HASTE,
     LONG,
+    LONGEST_HASTE,
     MANY,
     NAP,
     OVERDUE,
@@ -732,6 +733,25 @@ class TestAnswersThatLeaveTogether:
             monkeypatch.setattr(loop.poller, "_clock", lambda now=now: now)
             loop._wait()
             assert loop._gathering is gathering
+
+    def test_the_while_is_longer_if_it_comes_again_soon(self, loop):
+        def overdue(after):
+            """The while that follows when one is overdue so long after the last one was over."""
+            now = loop._gather_from + after
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr(time, "monotonic", lambda: now)
+                loop._release_at = now - OVERDUE * 1.01
+                loop._release()
+            return loop._gather_from - now
+
+        loop._gather_from = 1000.0
+        assert overdue(HASTE) == pytest.approx(HASTE)
+        assert overdue(HASTE * 0.9) == pytest.approx(2 * HASTE)
+        assert overdue(HASTE * 1.9) == pytest.approx(4 * HASTE)
+        for _ in range(10):
+            longest = overdue(0.0)
+        assert longest == pytest.approx(LONGEST_HASTE)
+        assert overdue(LONGEST_HASTE * 1.1) == pytest.approx(HASTE)
 
     def test_a_client_that_leaves_when_the_time_is_up_stays_forgotten(self, loop, ask, monkeypatch):
         (client, conn), _ = ask("/1", "/2")
