@@ -234,7 +234,7 @@ class Connection:
             pass
         except OSError as error:
             raise ClientDisconnected(str(error)) from None
-        if backlog.size < before:
+        if backlog.size < before and not self.owned:
             self.since = self.loop.now
         if backlog.size:
             return False

@@ -470,6 +470,7 @@ class Engine:
         file = partial.body.rewind()
         if partial.decoder is not None:
             partial.head.variables["CONTENT_LENGTH"] = str(partial.body.size)
+            del partial.head.variables["HTTP_TRANSFER_ENCODING"]
         conn.incoming = partial.rest or None
         try:
             self._respond(conn, partial.head, file)

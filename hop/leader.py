@@ -123,7 +123,7 @@ class InlineLoop:
             return
         if conn.state == IDLE and (conn.incoming is not None or self.draining):
             self._again.append(conn)
-        room = WRITE if conn.state is UPGRADED and conn.backlog is not None else 0
+        room = WRITE if conn.state in (BODY, UPGRADED) and conn.backlog is not None else 0
         self._watch(conn, INTEREST[conn.state] | room)
 
     def _forget(self, conn: Connection) -> None:
@@ -144,6 +144,8 @@ class InlineLoop:
         if conn.state in (PAUSED, IDLE):
             self.engine.resume(conn)
         elif conn.state in (HEAD, BODY, LINGERING):
+            if conn.backlog is not None:  # a 100 (Continue)
+                conn.flush()
             data = conn.receive()
             if data is not None:
                 self.engine.received(conn, data)
@@ -370,7 +372,7 @@ class InlineLoop:
 
     def _unpark(self) -> list[tuple[int, int]]:
         """Events for as many of the parked as there is room for, the oldest first."""
-        going = list(islice(self._parked, self._room()))
+        going = list(islice(self._parked, max(0, self._room())))
         for conn in going:
             conn.since = self.now
         return [(conn.sock.fileno(), READ) for conn in going]
@@ -429,6 +431,7 @@ class InlineLoop:
             else:
                 if conn.backlog is not None:
                     conn.reset()
+                self.engine.drop(conn)
                 conn.close()
         self.stopped.set()
 

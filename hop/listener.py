@@ -216,18 +216,24 @@ def _open_unix(path: str, config: ListenConfig) -> socket.socket:
     return sock
 
 
+class _Adopted(socket.socket):
+    """A listener that somebody else has opened: its file is theirs."""
+
+
 def close_listener(sock: socket.socket) -> None:
-    """Close; the file of a Unix socket goes too, once no process listens on it any more."""
-    path = sock.getsockname() if sock.family == socket.AF_UNIX else ""
+    """Close; the file of our own Unix socket goes too, once no process listens on it any more."""
+    ours = sock.family == socket.AF_UNIX and not isinstance(sock, _Adopted)
+    path = sock.getsockname() if ours else ""
     sock.close()
     if path and isinstance(path, str):  # an abstract name (bytes) has no file
-        _remove_stale(path)
+        with contextlib.suppress(OSError):  # who may not remove it leaves it
+            _remove_stale(path)
 
 
 def _adopt(fd: int, config: ListenConfig) -> socket.socket:
     """The socket that listens under *fd*; if it is refused it stays open, and not ours."""
     with contextlib.ExitStack() as undo:
-        sock = socket.socket(fileno=fd)  # asks the kernel for family and type
+        sock = _Adopted(fileno=fd)  # asks the kernel for family and type
         undo.callback(sock.detach)
         if sock.type != socket.SOCK_STREAM or not sock.getsockopt(
             socket.SOL_SOCKET, socket.SO_ACCEPTCONN

@@ -132,7 +132,7 @@ class Server:
             "localhost" if host in ("", "::", "0.0.0.0") else host,
             str(port),
             ErrorStream(error_log),
-            multithread=self.max_threads > 1,
+            multithread=self.max_threads > 1 or self.pollers > 1,
             multiprocess=self.processes > 1,
         )
 
@@ -268,8 +268,10 @@ class Server:
             else:
                 self.run()
         finally:
-            self.close_listeners()
-            self.finished.set()
+            try:
+                self.close_listeners()
+            finally:
+                self.finished.set()
 
 
 class SharedDoor(Acceptor):

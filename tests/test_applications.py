@@ -13,6 +13,7 @@ import bottle
 import falcon
 import pytest
 
+from hop import testing
 from tests.apps import django_app, flask_app
 from tests.servers import SERVERS, validated
 
@@ -257,6 +258,19 @@ def test_bottle(serve):
         )  # fmt: skip
         assert (status, json.loads(body)) == (200, {"sum": 42})
         assert ask(connection, "GET", "/nowhere")[0] == 404
+
+
+def test_bottle_reads_a_chunked_form():
+    """It decodes chunks where the field says that there are some: on hop there are none left."""
+    with testing.serve(bottle_app()) as served, client(served.port) as connection:
+        connection.request(
+            "POST", "/form", (b"n=%d&" % number for number in (40, 2)), encode_chunked=True,
+            headers={
+                "Transfer-Encoding": "chunked",
+                "Content-Type": "application/x-www-form-urlencoded",
+            },
+        )  # fmt: skip
+        assert json.loads(connection.getresponse().read()) == {"sum": 42}
 
 
 def test_falcon(serve):

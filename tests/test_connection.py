@@ -391,6 +391,15 @@ def test_flushing_nothing_is_done_at_once():
     assert sock.offered == []
 
 
+def test_what_is_sent_for_a_call_does_not_move_the_clock_of_the_call():
+    """The client that takes a little now and then cannot prolong a handler's time."""
+    conn = connected(ScriptedSocket(REFUSE, 1, REFUSE))
+    conn.write(b"abc")
+    conn.owned, conn.loop.now = True, 2.0
+    assert conn.flush() is False
+    assert (conn.pending(), conn.since) == (2, 1.0)
+
+
 def test_only_progress_moves_the_clock_of_a_connection():
     conn = connected(ScriptedSocket(REFUSE, REFUSE, 1, REFUSE))
     assert conn.since == 1.0

@@ -520,6 +520,18 @@ class TestBodies:
         Engine(echo).received(conn, post(b"", b"Content-Length: 3", b"Expect: 100-continue"))
         assert conn.state == CLOSED
 
+    def test_a_chunked_body_that_was_decoded_has_a_length_and_is_not_chunked(self, conn):
+        """Or an application that looks for the field decodes it once more (RFC 9112, 7.1.3)."""
+        seen = []
+
+        def application(environ, start_response):
+            seen.append((environ["CONTENT_LENGTH"], environ.get("HTTP_TRANSFER_ENCODING")))
+            return echo(environ, start_response)
+
+        Engine(application).received(conn, chunked(b"3\r\nabc\r\n", b"0\r\n\r\n"))
+        assert seen == [("13", None)]
+        assert bodies(conn) == [b"3\r\nabc\r\n0\r\n\r\n"]
+
     def test_a_truncated_body_never_reaches_the_application(self, conn):
         storage = Storage(total_memory=100)
         engine = Engine(echo, storage=storage)

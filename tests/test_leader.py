@@ -393,6 +393,24 @@ class TestEvents:
         assert conn.state == FLUSHING
         assert conn.interest == WRITE
 
+    def test_continue_is_sent_when_there_is_room(self, loop, enter):
+        """The kernel is full of an answer that it took whole; then comes a request with Expect."""
+        client, conn = enter(loop)
+        filling = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                filling += conn.sock.send(bytes(1 << 16))
+        client.send(
+            b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n"
+        )
+        loop._serve(conn)
+        assert (conn.state, conn.interest) == (BODY, READ | WRITE)
+        while filling:
+            filling -= len(client.recv(filling))
+        loop._serve(conn)
+        assert client.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert (conn.state, conn.interest, conn.backlog) == (BODY, READ, None)
+
     def test_who_was_refused_is_read_to_the_end(self, loop, enter):
         client, conn = enter(loop)
         client.send(b"nonsense\r\n\r\n")
@@ -1028,11 +1046,22 @@ class TestTheEnd:
         conn.state = FLUSHING
         resets = []
         loop.connections[conn.sock.fileno()] = SimpleNamespace(
-            owned=False, state=FLUSHING, backlog=conn.backlog, close=conn.close,
+            owned=False, state=FLUSHING, backlog=conn.backlog, close=conn.close, incoming=None,
             reset=lambda: resets.append(1),
         )
         loop._stop()
         assert resets == [1]
+
+    def test_half_a_body_gives_its_room_back(self, loop, enter):
+        client, _ = enter(loop)
+        storage = loop.engine.storage
+        free = storage.free("memory")
+        client.send(b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
+        loop._wait()
+        loop._batch()
+        assert storage.free("memory") < free
+        loop._stop()
+        assert storage.free("memory") == free
 
     def test_stopping_cuts_everybody_off(self, loop, enter, cleanup):
         (one, conn), (two, owned) = enter(loop), enter(loop)
@@ -1495,6 +1524,10 @@ class TestThereAndBack:
         assert len(group._unpark()) == 3
         group._hand_over(pairs[0][1])
         assert len(group._unpark()) == 2
+        for _ in range(3):  # lent threads that come back, and have not stopped counting yet
+            group.welcome_back(pairs[0][1])
+        assert group._room() < 0
+        assert group._unpark() == []
 
     def test_who_comes_back_at_rest_while_the_group_drains_is_closed(self, rehearse, enter):
         group = rehearse()

@@ -504,6 +504,34 @@ def test_closing_leaves_a_successors_file_alone(tmp_path):
         assert path.exists()
 
 
+def test_closing_an_adopted_one_leaves_its_owner_in_peace(tmp_path):
+    """No knock, which could start the next server; and the file stays, whoever listens."""
+    path = tmp_path / "supervisor.sock"
+    theirs = open_listener(f"unix:{path}")
+    adopted = open_listener(f"fd://{theirs.dup().detach()}")
+    also = adopted.dup()
+    close_listener(adopted)
+    with pytest.raises(BlockingIOError):
+        theirs.accept()
+    theirs.close()
+    close_listener(also)
+    assert path.exists()
+
+
+def test_closing_does_not_mind_that_the_file_may_not_be_removed(tmp_path, monkeypatch):
+    """Who dropped the rights with which it was made, for instance."""
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "not yours", path)
+
+    sock = open_listener(f"unix:{tmp_path / 'hop.sock'}")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "unlink", refuse)
+        close_listener(sock)
+    assert sock.fileno() == -1
+    assert (tmp_path / "hop.sock").exists()
+
+
 def test_closing_does_not_mind_that_the_file_has_gone(tmp_path):
     sock = open_listener(f"unix:{tmp_path / 'hop.sock'}")
     (tmp_path / "hop.sock").unlink()

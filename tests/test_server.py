@@ -551,6 +551,24 @@ def started(server, *binds):
 
 
 class TestLife:
+    def test_it_is_finished_even_if_its_doors_cannot_be_closed(self, monkeypatch):
+        def refuse(server):
+            raise PermissionError
+
+        monkeypatch.setattr(Server, "close_listeners", refuse)
+        server = Server(Engine(app))
+        with pytest.raises((PermissionError, ValueError)):
+            server.serve("nonsense")
+        assert server.finished.is_set()
+
+    @pytest.mark.parametrize(
+        ("threads", "pollers", "several"), [(1, 1, False), (1, 2, True), (2, 1, True)]
+    )
+    def test_multithread_is_what_the_application_sees(self, threads, pollers, several):
+        server = Server(Engine(app), max_threads=threads, pollers=pollers)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            assert server._base_environ(listener)["wsgi.multithread"] is several
+
     def test_a_shutdown_before_the_start_is_not_forgotten(self):
         server = Server(Engine(app))
         server.begin_shutdown(20)
