@@ -575,12 +575,24 @@ class Channel:
             early, self._early = self._early, None
             if early:
                 self._send(b"".join(early))
+            self._take_out_the_cork()
             self._see_drained()
         self._heard = loop.now
         loop.engine.pass_on(conn, "upgraded", self)
         if loop.draining:
             self.drain()
         self._work()
+
+    def _take_out_the_cork(self) -> None:
+        """Where more had come with the head, the engine gathers answers; we speak at once."""
+        conn = self._conn
+        if conn.backlog is not None and conn.backlog.corked:
+            conn.backlog.corked = False
+            try:
+                if not conn.flush():
+                    self._call_leader()
+            except ClientDisconnected:
+                self._end = ABORT
 
     def _drained(self) -> None:
         if self.on_drain is not None:

@@ -749,6 +749,22 @@ class TestChannel:
         assert b"Transfer-Encoding" not in lines
         assert words == b"data: first\n\ndata: second\n\n"
 
+    def test_what_came_with_the_head_holds_nothing_back(self):
+        """Each word is read before the next one is spoken: none waits for the handler's end."""
+        gates = [threading.Semaphore(0) for _ in range(3)]
+
+        def handler(channel, data):
+            for number, gate in enumerate(gates):
+                channel.write(b"<%d>" % number)
+                gate.acquire(timeout=20)
+
+        with serve(channel_app(handler)) as served:
+            client = knock(served, more=b"words")
+            for number, gate in enumerate(gates):
+                assert read(client, b"<%d>" % number)
+                gate.release()
+            client.close()
+
     def test_a_length_that_the_application_gave_stays(self):
         app = channel_app(
             echo, lambda channel: (channel.write(b"word"), channel.close()),
