@@ -600,6 +600,7 @@ def test_the_second_port_can_be_asked_what_goes_on(mode):
             status, _, text = ask(int(debug), "/debug/threads")
             assert status == 200
             assert b"MainThread" in text
+            assert wait_for(port)[0] == 200  # so it has begun, and hears signals
             process.terminate()
             assert process.wait(20) == 0
         finally:
