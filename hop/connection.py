@@ -7,6 +7,7 @@ A socket's bytes in and out: what the kernel refuses waits here, and nothing els
 import contextlib
 import ctypes
 import os
+import select
 import socket
 import struct
 import threading
@@ -329,6 +330,12 @@ class Connection:
             return False
         except OSError:
             return True
+
+    def has_news(self, events: int) -> bool:
+        """Whether READ or WRITE would find something at this moment, be it the end."""
+        waiter = select.poll()
+        waiter.register(self.sock, events)
+        return bool(waiter.poll(0))
 
 
 _libc = ctypes.PyDLL(None, use_errno=True)

@@ -19,7 +19,7 @@ from hop.adaptor import ResponseWriter
 from hop.connection import Connection
 from hop.engine import CLOSING
 from hop.errors import ClientDisconnected
-from hop.poller import READ, Timer
+from hop.poller import READ, WRITE, Timer
 
 __all__ = ["Bridge", "Channel", "HijackRefused", "HijackedSocket", "Hijacker", "Later"]
 
@@ -323,8 +323,8 @@ class Channel:
 
     __slots__ = (
         "_conn", "_draining", "_due", "_early", "_end", "_handler", "_heard", "_high", "_lock",
-        "_moved", "_told", "data", "on_close", "on_drain", "on_shutdown", "read_timeout",
-        "write_timeout",
+        "_moved", "_timers", "_told", "data", "on_close", "on_drain", "on_shutdown",
+        "read_timeout", "write_timeout",
     )  # fmt: skip
 
     def __init__(
@@ -343,6 +343,7 @@ class Channel:
         self.data: Any = None
         self._lock = threading.Lock()  # of the output, and of how the channel ends
         self._early: list[bytes] | None = []  # what was written before the head went out
+        self._timers: tuple[Later, ...] = ()
         self._due: list[Callable[[], object]] = []
         self._end = 0
         self._told = self._high = self._draining = False
@@ -433,8 +434,10 @@ class Channel:
         return self._conn.peer_name()
 
     def _arm(self, delay: float, later: Later) -> None:
-        if later.fn is not None and not self._end:
-            later.alarm = self._conn.loop.poller.call_later(delay, partial(self._ring, later))
+        with self._lock:
+            if later.fn is not None and not self._end:
+                later.alarm = self._conn.loop.poller.call_later(delay, partial(self._ring, later))
+                self._timers = (*(each for each in self._timers if each.fn is not None), later)
 
     def _ring(self, later: Later) -> None:
         if not self._end:
@@ -499,12 +502,14 @@ class Channel:
             and conn.backlog is not None
             and now - self._moved > self.write_timeout
         ):
-            self._finish(ABORT)
+            how, missed = ABORT, WRITE
         elif self.read_timeout is not None and now - self._heard > self.read_timeout:
-            self._finish(CLOSE)
+            how, missed = CLOSE, READ
         else:
             return
-        conn.loop.again(conn)
+        if not conn.has_news(missed):
+            self._finish(how)
+            conn.loop.again(conn)
 
     def ready(self) -> bool:
         """Read, send, call what is due; True when nothing of it needs to be settled."""
@@ -550,6 +555,9 @@ class Channel:
             return
         self._told = True
         self._due.clear()
+        for later in self._timers:  # or they would keep all of this until they are due
+            later.cancel()
+        self._timers = ()
         if self.on_close is not None:
             try:
                 self.on_close(self)

@@ -75,7 +75,7 @@ class InlineLoop:
         self.now = poller.now
         self.connections: dict[int, Connection] = {}
         self.acceptors: dict[int, Acceptor] = {}
-        self.full = False
+        self.full = self.over = False
         self.stopped = threading.Event()
         self._events: Any = iter(())
         self._answers: deque[tuple[Connection, bytes]] = deque()
@@ -230,7 +230,7 @@ class InlineLoop:
 
     def serve(self) -> Connection | None:
         """Serve until the end (None), or until the lead is lost over the returned connection."""
-        while not self.stopped.is_set():
+        while not self.over:
             try:
                 conn = self._batch()
                 if conn is not None:
@@ -319,7 +319,7 @@ class InlineLoop:
         """Between two batches: deadlines, the mail, close, let in, and wait for the next one."""
         if self.connections and self.now >= self._next_sweep:
             self._sweep()
-        while self._mailbox and not self.stopped.is_set():
+        while self._mailbox and not self.over:
             fn, argument = self._mailbox.popleft()
             fn(argument)
         for conn in self._freed:
@@ -331,7 +331,7 @@ class InlineLoop:
                 self.acceptors[fd].on_readable()
         if self.draining and not self.connections and not self.acceptors:
             self._stop()
-        if not self.stopped.is_set():
+        if not self.over:
             self._wait()
 
     def _sweep(self) -> None:
@@ -351,11 +351,12 @@ class InlineLoop:
                 conn.cut()
         elif conn.state is UPGRADED:
             conn.incoming.look(self.now)
-        elif (conn.interest or conn.state == PAUSED) and self._late(conn):
+        elif not self._late(conn):
+            if conn.state == PAUSED:
+                self._again.append(conn)
+        elif conn.state == PAUSED or (conn.interest and not conn.has_news(conn.interest)):
             self.engine.expired(conn)
             self._settle(conn)
-        elif conn.state == PAUSED:
-            self._again.append(conn)
 
     def _late(self, conn: Connection) -> bool:
         limit = self.timeouts[conn.state]
@@ -412,28 +413,26 @@ class InlineLoop:
                 self._again.append(conn)
 
     def _stop(self, _: object = None) -> None:
-        self._say_goodbye()
         self._cut_off()
-        self._say_goodbye()  # to those that came back meanwhile
-
-    def _say_goodbye(self) -> None:
-        for conn in list(self.connections.values()):
-            if conn.state is UPGRADED and not conn.owned and conn.incoming is not None:
-                conn.incoming.conclude()
+        for conn in self.connections.values():
+            if not conn.owned:
+                if conn.state is UPGRADED:
+                    conn.incoming.conclude()
+                if conn.backlog is not None:
+                    conn.reset()
+                self.engine.drop(conn)
+                conn.close()
+        self.stopped.set()
 
     def _cut_off(self) -> None:
+        """Nothing begins any more, and nobody comes back."""
+        self.over = True
         for acceptor in self.acceptors.values():
             acceptor.close()
         self.poller.close()
         for conn in self.connections.values():
             if conn.owned:
                 conn.cut()
-            else:
-                if conn.backlog is not None:
-                    conn.reset()
-                self.engine.drop(conn)
-                conn.close()
-        self.stopped.set()
 
     def excuse(self, conn: Connection) -> bool:
         """The call may take for ever; False when nobody else could serve meanwhile."""
@@ -636,7 +635,7 @@ class LeaderFollowers(InlineLoop):
         """
         at_rest = conn.state == IDLE and conn.incoming is None
         with self._lock:
-            over, needed = self.stopped.is_set(), False
+            over, needed = self.over, False
             if not over:
                 self._busy -= 1
                 self.full = self._busy >= self.max_threads

@@ -231,7 +231,7 @@ class Server:
             yield
         finally:
             for number, handler in handlers.items():
-                signal.signal(number, handler)
+                signal.signal(number, handler or signal.SIG_DFL)
 
     def run(self, *, signals: tuple[signal.Signals, ...] = STOP) -> None:
         """Serve in this process, on the listeners that are open."""

@@ -668,6 +668,27 @@ def test_gone_sees_a_reset(conn):
     assert conn.gone() is True
 
 
+def test_news_is_what_the_kernel_has_and_nobody_took(conn):
+    assert conn.has_news(READ) is False
+    assert conn.has_news(WRITE) is True
+    conn.state.sendall(b"x")
+    readable(conn.sock)
+    assert conn.has_news(READ) is True
+    assert conn.receive() == b"x"
+    assert conn.has_news(READ) is False
+    conn.write(bytes(1 << 25))
+    while conn.has_news(WRITE):
+        assert not conn.flush()
+    assert conn.has_news(READ | WRITE) is False
+
+
+@pytest.mark.parametrize("events", [READ, WRITE])
+def test_the_end_is_news(conn, events):
+    connected(conn.state).reset()
+    conn.state.close()
+    assert conn.has_news(events) is True
+
+
 def test_hang_up_ends_one_direction_only(conn):
     conn.write(b"bye")
     conn.hang_up()

@@ -7,6 +7,8 @@ import select
 import socket
 import threading
 import time
+import weakref
+from functools import partial
 
 import flask
 import pytest
@@ -723,6 +725,32 @@ class TestChannel:
         assert b"Transfer-Encoding" not in lines
         assert words == b"returned twice early behind"
 
+    def test_what_was_early_is_more_than_the_kernel_takes(self):
+        """Behind the head more had come, so there is a cork; the rest leaves as there is room."""
+        app = channel_app(echo, lambda channel: channel.write(bytes(1 << 23)))
+        with serve(app) as served:
+            client = knock(served, more=b"behind")
+            data = read(client, b"behind")
+            client.close()
+        assert data.partition(b"\r\n\r\n")[2] == bytes(1 << 23) + b"behind"
+
+    def test_the_client_has_gone_while_there_was_a_cork(self, notes):
+        channels = []
+
+        def app(environ, start_response):
+            channel = environ["hop.hijacker"].set_read_handler(echo, on_close=notes.note)
+            channel.write(b"early")
+            start_response(*SWITCH)
+            channels.append(channel)
+            environ["hop.response"].conn.sock.shutdown(socket.SHUT_RDWR)
+            return []
+
+        with rig(app) as (loop, client, conn):
+            client.sendall(request() + b"behind")
+            turn(loop, 3)
+            assert notes == channels
+            assert conn.state == CLOSED
+
     @pytest.mark.parametrize("how", ["list", "generator", "write", "file"])
     def test_an_event_stream(self, how, tmp_path):
         (tmp_path / "first").write_bytes(b"data: first\n\n")
@@ -1187,6 +1215,35 @@ class TestLater:
             assert notes == [1.0]
             assert all(isinstance(handle, Later) for handle in handles)
 
+    def test_its_timers_go_with_it(self):
+        class Data:
+            pass
+
+        with rig(channel_app(echo)) as (loop, client, conn):
+            client.sendall(request())
+            turn(loop)
+            channel, data = conn.incoming, Data()
+            kept = weakref.ref(data)
+            handles = [channel.call_later(100.0, partial(print, data)) for _ in range(3)]
+            turn(loop)
+            handles[0].cancel()
+            del data
+            assert kept()
+            channel.close()
+            turn(loop, 2)
+            assert kept() is None
+
+    def test_those_that_have_rung_are_forgotten(self, notes):
+        with rig(channel_app(echo)) as (loop, client, conn):
+            client.sendall(request())
+            turn(loop)
+            channel = conn.incoming
+            for _ in range(10):
+                channel.call_later(0.0, lambda: notes.note("rung"))
+                turn(loop, 3)
+            assert notes == ["rung"] * 10
+            assert len(channel._timers) == 1
+
     def test_before_the_head(self, notes):
         done = threading.Event()
         app = channel_app(echo, lambda channel: channel.call_later(0, done.set))
@@ -1376,6 +1433,25 @@ class TestTheEnd:
             assert head(client)
             assert client.recv(1) == b""
 
+    def test_the_hard_stop_finds_one_that_came_back_at_the_last_moment(self, notes):
+        def on_close(channel):
+            notes.note(channel._conn.loop.stopped.is_set())
+
+        with rig(channel_app(echo, on_close=on_close)) as (loop, client, conn):
+            client.sendall(request())
+            turn(loop)
+            conn.owned, cut_off = True, loop._cut_off
+
+            def return_and_cut_off():
+                conn.owned = False
+                cut_off()
+
+            loop._cut_off = return_and_cut_off
+            loop._stop()
+            assert notes == [False]  # nobody was told of the end before
+            assert loop.stopped.is_set()
+            assert conn.sock.fileno() == -1
+
     def test_the_hard_stop_while_a_handler_is_stuck(self, notes):
         gate, entered = threading.Event(), threading.Event()
 
@@ -1444,6 +1520,31 @@ class TestDeadlines:
         self.pass_time(clock, loop, 6)
         assert notes == ["closed"]
         assert conn.state == CLOSED
+
+    def test_who_has_spoken_and_was_not_heard_is_not_blamed(self, clocked, notes):
+        clock, loop, client, _conn, channel = clocked
+        channel.read_timeout = 10.0
+        client.sendall(b"alive")
+        channel.look(clock.now + 20)
+        assert not channel.closed
+        turn(loop)
+        assert notes == [b"alive"]
+        channel.look(clock.now + 20)
+        assert channel.closed
+
+    def test_who_has_read_and_was_not_asked_is_not_blamed(self, clocked):
+        """Only what it takes counts; that it goes on talking is no excuse."""
+        clock, _loop, client, conn, channel = clocked
+        channel.write_timeout = 10.0
+        channel.write(bytes(1 << 24))
+        client.sendall(b"talking")
+        while not conn.has_news(WRITE):
+            client.recv(1 << 20)
+        channel.look(clock.now + 20)
+        assert not channel.closed
+        conn.flush()
+        channel.look(clock.now + 20)
+        assert channel.closed
 
     def test_who_cannot_be_heard_is_not_blamed(self, clocked, notes):
         clock, loop, _client, conn, channel = clocked

@@ -170,7 +170,7 @@ def make(cleanup):
         )  # fmt: skip
 
         def close():
-            loop.stopped.set()
+            loop.over = True
             for conn in loop.connections.values():
                 conn.close()
             for acceptor in loop.acceptors.values():
@@ -524,7 +524,7 @@ class TestRounds:
 
         def failing():
             if next(rounds) == 2:
-                loop.stopped.set()
+                loop.over = True
             raise RuntimeError("odd")
 
         monkeypatch.setattr(loop, "_between", failing)
@@ -535,7 +535,7 @@ class TestRounds:
         def fail(_):
             raise RuntimeError("odd")
 
-        monkeypatch.setattr(loop, "_wait", loop.stopped.set)
+        monkeypatch.setattr(loop, "_wait", lambda: setattr(loop, "over", True))
         loop.post(fail)
         letters = []
         loop.post(letters.append, "read")
@@ -884,7 +884,7 @@ class TestAnswersThatLeaveTogether:
 
 
 class TestDeadlines:
-    def expire(self, make, enter, state, after=10.5, owned=False):
+    def expire(self, make, enter, state, after=10.5, owned=False, unread=()):
         clock = Clock()
         loop = make(clock=clock, timeouts={state: 10.0})
         client, conn = enter(loop)
@@ -893,12 +893,38 @@ class TestDeadlines:
         conn.since, loop.now = clock.now, clock.now + after
         expired = []
         loop.engine.expired = expired.append
+        if state is FLUSHING:
+            conn.write(bytes(1 << 23))
+        for data in unread:
+            client.send(data)
         loop._look_at(conn)
         return loop, client, conn, expired
 
     @pytest.mark.parametrize("state", [IDLE, HEAD, BODY, PAUSED, FLUSHING, LINGERING])
     def test_who_is_late_is_told_so(self, make, enter, state):
         *_, conn, expired = self.expire(make, enter, state)
+        assert expired == [conn]
+
+    @pytest.mark.parametrize("state", [IDLE, HEAD, BODY])
+    def test_who_has_spoken_and_was_not_heard_is_not_late(self, make, enter, state):
+        """The process stood still, or more were ready than one poll reports."""
+        loop, _, conn, expired = self.expire(make, enter, state, unread=[b"GET"])
+        assert not expired
+        conn.receive()
+        loop._look_at(conn)
+        assert expired == [conn]
+
+    def test_who_has_read_and_was_not_asked_is_not_late(self, make, enter):
+        loop, client, conn, expired = self.expire(make, enter, FLUSHING)
+        expired.clear()
+        while not conn.has_news(WRITE):
+            client.recv(1 << 20)
+        loop._look_at(conn)
+        assert not expired
+
+    def test_room_is_not_a_client_s_affair(self, make, enter):
+        """Who waits for room cannot do anything about it, not even by speaking or leaving."""
+        *_, conn, expired = self.expire(make, enter, PAUSED, unread=[b"more"])
         assert expired == [conn]
 
     def test_nobody_is_late_before_the_time(self, make, enter):
@@ -1333,7 +1359,7 @@ class TestPatience:
 
     def test_it_begins_where_many_take_turns_and_ends_with_that(self, rehearse, policies):
         group = rehearse()
-        group.stopped.set()
+        group.over = True
         for eager, busy, policy in (
             (False, TURNS, os.SCHED_OTHER),
             (True, TURNS - 1, os.SCHED_OTHER),
@@ -2311,10 +2337,12 @@ class TestBeyondHttp:
         loop._drain(None)
         assert incoming.heard == ["drain"]
 
-    def test_it_hears_of_the_hard_one_before_and_after(self, loop, guest):
+    def test_it_hears_of_the_hard_one_before_anybody_is_told(self, loop, guest, monkeypatch):
         _, conn, incoming = guest
+        told = loop.stopped.set
+        monkeypatch.setattr(loop.stopped, "set", lambda: incoming.heard.append("over") or told())
         loop._stop()
-        assert incoming.heard == ["conclude"]
+        assert incoming.heard == ["conclude", "over"]
         assert conn.sock.fileno() < 0
 
     def test_an_owned_one_hears_it_from_its_owner(self, rehearse, enter):

@@ -464,6 +464,14 @@ class TestAccessLog:
 
 
 class TestSignals:
+    def test_a_handler_that_python_does_not_know_gives_way_to_the_default(self, monkeypatch):
+        """What a program in C has set is None in Python, and cannot be set again."""
+        handlers = []
+        monkeypatch.setattr(signal, "signal", lambda number, handler: handlers.append(handler))
+        with Server(Engine(app))._stopped_by((signal.SIGTERM,)):
+            assert len(handlers) == 1
+        assert handlers[1:] == [signal.SIG_DFL]
+
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_a_signal_ends_the_server_gracefully(self, number):
         port = free_port()
