@@ -509,7 +509,7 @@ class LeaderFollowers(InlineLoop):
         self.leader: Follower | None = None
         self.calls: dict[Connection, object] = {}
         self.eager = False
-        self.blocking = 0.0
+        self.blocking, self.duration = 0.0, 1.0
         self.monitor_parked = False
         self.may_be_patient = (
             sys.platform == "linux" and os.sched_getscheduler(0) == os.SCHED_OTHER
@@ -545,22 +545,28 @@ class LeaderFollowers(InlineLoop):
         self._everyone.append(follower)
         return follower
 
-    def _pass_lead(self, follower: Follower, conn: Connection | None = None) -> None:
+    def _pass_lead(self, follower: Follower | None, conn: Connection | None = None) -> None:
         """Let `follower` lead; the thread that did owns `conn` now. The caller has the lock."""
         if conn is not None:
             conn.owned = True
             self._busy += 1
             self.full = self._busy >= self.max_threads
         self.leader = follower
-        follower.baton.release()
+        if follower is not None:
+            follower.baton.release()
 
     def _hand_over(self, conn: Connection) -> bool:
         """Pass the lead on of one's own accord; False when there is no thread to take it."""
         with self._lock:
-            follower = self._reserve()
-            if follower is not None:
+            last = self._busy == self.max_threads - 1
+            lies = last and self.duration < SOON * self._busy
+            follower = None if lies else self._reserve()
+            if lies or follower is not None:
                 self._pass_lead(follower, conn)
-            return follower is not None
+        if lies and self.monitor_parked:
+            self.monitor_parked = False
+            self.wake_monitor()
+        return lies or follower is not None
 
     def _offer_thread(self) -> None:
         """A thread is free: wake the leader if connections wait for one."""
@@ -597,7 +603,8 @@ class LeaderFollowers(InlineLoop):
                 self._note(time.monotonic() - conn.since)
 
     def _note(self, took: float) -> None:
-        """Remember which share of the calls blocks; when it is small, go inline."""
+        """Remember how long calls take, and which share blocks; when it is small, go inline."""
+        self.duration += (took - self.duration) / 64
         self.blocking += ((took > SHORT) - self.blocking) / 64
         if self.blocking < FEW and self.eager:
             self.eager = False
@@ -639,8 +646,11 @@ class LeaderFollowers(InlineLoop):
             if not over:
                 self._busy -= 1
                 self.full = self._busy >= self.max_threads
-                needed = self._busy + len(self._followers) < self.max_threads
-                if needed:
+                lies = self.leader is None
+                needed = lies or self._busy + len(self._followers) < self.max_threads
+                if lies:
+                    self._pass_lead(me)
+                elif needed:
                     self._followers.append(me)
                 else:
                     self._everyone.remove(me)
@@ -696,6 +706,18 @@ class LeaderFollowers(InlineLoop):
         """Let reading and writing keep the interpreter's lock, or not."""
         self.keeping = self._keeper if wanted else None
 
+    def appoint(self) -> None:
+        """Let a follower lead if nobody does, and nobody has come back for it."""
+        with self._lock:
+            if self.leader is None and self._busy and not self.over:
+                follower = self._reserve()
+                if follower is not None:
+                    self._pass_lead(follower)
+
+    def stop(self) -> None:
+        super().stop()
+        self.appoint()
+
 
 SHORT = 0.0003  # seconds: a call that takes longer has blocked
 FEW, MANY = 0.02, 0.5  # shares: of calls that block, inline below; of looks, eager above
@@ -721,7 +743,7 @@ class Watch:
         self, group: LeaderFollowers, process_time: Callable[[], float] = time.process_time
     ) -> None:
         self.group = group
-        self.called = self.promoted = False
+        self.called = self.promoted = self._vacant = False
         self._process_time = process_time
         self._call: object = None
         self._leader: Follower | None = None
@@ -733,9 +755,12 @@ class Watch:
         """Promote a follower if the leader is stuck; True when there is much to see."""
         group, leader = self.group, self.group.leader
         if leader is None or (group.eager and not group.calls):
+            if leader is None and self._vacant:
+                group.appoint()
+            self._vacant = leader is None
             self.called = self.promoted = False
             group.keep_lock(False)
-            return False
+            return group.full
         conn, call = next(iter(list(group.calls.items())), (None, None))
         cpu = leader.cpu_time()
         company = self._company(leader, now, cpu)
@@ -798,6 +823,8 @@ class Watch:
 
 TURNS = 4  # calls at the same time, from which on the threads of an eager group are patient
 
+SOON = 0.0005  # seconds in which a thread must be expected back, so that the lead may lie
+
 
 class Monitor:
     """Watches the calls from outside: whoever is stuck in one loses the lead.
@@ -852,7 +879,7 @@ class Monitor:
         """Sleep until a call begins. Both sides publish, then look again: no call is missed."""
         for watch in self._watches:
             watch.group.monitor_parked = True
-        if not any(watch.group.calls for watch in self._watches):
+        if not any(watch.group.calls or watch.group.leader is None for watch in self._watches):
             while not self._bell.acquire(timeout=NAP):
                 pass  # a signal that came just before the sleep is heard now, and rings
         for watch in self._watches:

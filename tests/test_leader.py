@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import deque
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -40,6 +41,7 @@ from hop.leader import (
     SHORT,
     SHORTEST,
     SLICES,
+    SOON,
     SWEEP,
     TURNS,
     Follower,
@@ -1419,6 +1421,149 @@ class TestPatience:
         other.join()
         assert found == [os.SCHED_BATCH, os.SCHED_OTHER]
         assert os.sched_getscheduler(0) == os.SCHED_OTHER  # it is a matter of one thread
+
+
+class TestTheLeadThatLies:
+    """The last thread that may go into a call leaves the lead to whoever comes back first."""
+
+    @pytest.fixture
+    def lying(self, rehearse, enter):
+        """A full group without a leader, and the two connections whose calls are under way."""
+        group = rehearse(max_threads=2)
+        group.duration = 0.9 * SOON
+        conns = [enter(group)[1] for _ in range(2)]
+        first = group.leader
+        assert group._hand_over(conns[0])
+        second = group.leader
+        assert second is not None
+        assert group._hand_over(conns[1])
+        return group, {conns[0]: first, conns[1]: second}
+
+    def test_the_last_one_wakes_nobody(self, lying):
+        group, owners = lying
+        assert group.leader is None
+        assert (group._busy, group.full, len(group._followers)) == (2, True, 1)
+        assert all(conn.owned for conn in owners)
+        assert group._followers[0].baton.locked()
+
+    def test_whoever_comes_back_first_takes_it(self, lying):
+        group, owners = lying
+        conn, me = owners.popitem()
+        me.baton.acquire(blocking=False)
+        assert group._give_back(conn, me)
+        assert group.leader is me
+        assert not me.baton.locked()  # it goes on at once
+        assert (group._busy, group.full, len(group._followers)) == (1, False, 1)
+        conn, other = owners.popitem()
+        assert group._give_back(conn, other)
+        assert group.leader is me
+        assert group._followers[-1] is other
+
+    def test_it_goes_on_with_the_batch(self, run):
+        """Nobody but those who come back could have served the others."""
+        app = Gates()
+        group, clients = run(app, clients=8, max_threads=2)
+        group.eager, group._note = True, lambda took: None
+        group.duration, group.appoint = 0.0, lambda: None
+        for number, client in enumerate(clients):
+            client.send(requests(f"/{number}", "/behind"))
+        assert [bodies(client, 2) for client in clients] == [
+            [f"/{number}", "/behind"] for number in range(8)
+        ]
+        group.appoint = partial(LeaderFollowers.appoint, group)
+
+    @pytest.mark.parametrize("duration", [1.1 * SOON, 0.1, 1.0])
+    def test_where_nobody_is_expected_soon_a_follower_leads(self, rehearse, enter, duration):
+        group = rehearse(max_threads=2)
+        group.duration = duration
+        for _ in range(2):
+            assert group._hand_over(enter(group)[1])
+        assert group.leader is not None
+        assert group.full
+
+    def test_a_single_thread_leaves_it_to_nobody(self, rehearse, enter):
+        group = rehearse(max_threads=1)
+        group.duration = 0.0
+        assert group._hand_over(enter(group)[1])
+        assert group.leader is not None
+
+    def test_how_long_calls_take_is_learnt_from_those_that_end(self, rehearse):
+        group = rehearse()
+        assert group.duration == 1.0  # nothing is known, and nobody expected
+        for _ in range(500):
+            group._note(0.001)
+        assert 0.001 < group.duration < 0.002
+        group._note(1.0)
+        assert group.duration > 0.015
+
+    def test_the_monitor_lets_somebody_lead_at_its_second_look(self, lying):
+        group, _ = lying
+        watch = Watch(group)
+        spare = group._followers[0]
+        assert watch.look(100.0)  # something to see, so it stays awake
+        assert group.leader is None
+        watch.look(100.1)
+        assert group.leader is spare
+        assert not spare.baton.locked()
+        assert group._busy == 2
+
+    def test_it_is_no_second_look_if_somebody_has_led_meanwhile(self, lying):
+        group, _ = lying
+        watch, spare = Watch(group), group._followers[0]
+        watch.look(100.0)
+        group.leader, group.eager = spare, True
+        watch.look(100.1)
+        group.leader = None
+        watch.look(100.2)
+        assert group.leader is None
+
+    def test_it_wakes_a_monitor_that_sleeps(self, rehearse, enter):
+        group = rehearse(max_threads=2)
+        group.duration, rung = 0.0, []
+        group.wake_monitor = lambda: rung.append(group.leader)
+        group.monitor_parked = True
+        group._hand_over(enter(group)[1])
+        assert rung == []
+        group._hand_over(enter(group)[1])
+        assert rung == [None]
+        assert not group.monitor_parked
+
+    def test_a_monitor_that_lies_down_sees_it(self, lying):
+        group, _ = lying
+        monitor = Monitor([group])
+        monitor._bell = bell = FakeBell()
+        monitor._park()
+        assert bell.sleeps == []
+
+    def test_nobody_is_appointed_where_somebody_leads_or_nothing_goes_on(self, lying):
+        group, owners = lying
+        for conn, me in owners.items():
+            me.baton.acquire(blocking=False)
+            group._give_back(conn, me)
+        leader, waiting = group.leader, [*group._followers]
+        group.appoint()
+        assert (group.leader, group._followers) == (leader, waiting)
+        group.leader = None
+        group.appoint()  # a group that has not begun
+        assert (group.leader, group._followers) == (None, waiting)
+
+    def test_where_no_thread_can_be_had_it_goes_on_lying(self, lying):
+        group, _ = lying
+        group._reserve = lambda: None
+        group.appoint()
+        assert group.leader is None
+
+    def test_the_hard_stop_does_not_wait_for_those_who_are_away(self, run):
+        app = Gates("/a", "/b")
+        group, clients = run(app, clients=3, max_threads=2)
+        group.eager, group._note, group.duration = True, lambda took: None, 0.0
+        for client, path in zip(clients, ("/a", "/b"), strict=False):
+            client.send(requests(path))
+        until(lambda: group._busy == 2 and group.leader is None)
+        group.stop()
+        assert group.stopped.wait(10)  # the handlers wait for twice as long
+        assert clients[2].recv(1) == b""
+        app.open()
 
 
 class TestThereAndBack:
