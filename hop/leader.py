@@ -725,6 +725,7 @@ FEW, MANY = 0.02, 0.5  # shares: of calls that block, inline below; of looks, ea
 REST = 0.002  # seconds between two looks of the monitor, while calls are seen that do not block
 PEACE = 0.004  # the same, while no call is seen at all
 SHORTEST = 0.0002  # the same, while much does
+DOUBT = 0.00005  # seconds until a call that was seen for the first time is looked at again
 CALM = 0.1  # seconds without a promotion after which it looks less often
 BUSY = 4000  # requests a second: more is much, even if no call is seen
 DROWSY, LONG = 8, 0.024  # looks with little to see after which it rests longer, and how long
@@ -743,7 +744,7 @@ class Watch:
         self, group: LeaderFollowers, process_time: Callable[[], float] = time.process_time
     ) -> None:
         self.group = group
-        self.called = self.promoted = self._vacant = False
+        self.called = self.doubtful = self.promoted = self._vacant = False
         self._process_time = process_time
         self._call: object = None
         self._leader: Follower | None = None
@@ -758,7 +759,7 @@ class Watch:
             if leader is None and self._vacant:
                 group.appoint()
             self._vacant = leader is None
-            self.called = self.promoted = False
+            self.called = self.doubtful = self.promoted = False
             group.keep_lock(False)
             return group.full
         conn, call = next(iter(list(group.calls.items())), (None, None))
@@ -766,6 +767,7 @@ class Watch:
         company = self._company(leader, now, cpu)
         group.keep_lock(company)
         self._estimate(leader, call, now, cpu, company)
+        self.doubtful = conn is not None and call is not self._call
         if call is not self._call:
             self._call, self._began, self._began_cpu = call, now, cpu
         self.called = conn is not None
@@ -869,11 +871,17 @@ class Monitor:
         while not over():
             quiet = 0 if self.look() else quiet + 1
             if quiet < QUIET or not may_sleep():
-                if self._bell.acquire(timeout=self.quantum if quiet < DROWSY else LONG):
+                if self._bell.acquire(timeout=self._pause(quiet)):
                     quiet = 0
             else:
                 self._park()
                 quiet = 0
+
+    def _pause(self, quiet: int) -> float:
+        """Seconds until the next look, after so many in a row with little to see."""
+        if any(watch.doubtful for watch in self._watches):
+            return DOUBT
+        return self.quantum if quiet < DROWSY else LONG
 
     def _park(self) -> None:
         """Sleep until a call begins. Both sides publish, then look again: no call is missed."""

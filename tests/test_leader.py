@@ -25,6 +25,7 @@ from hop.leader import (
     CALM,
     COMPANY,
     CROWD,
+    DOUBT,
     DROWSY,
     FEW,
     FORBEARANCE,
@@ -2327,7 +2328,40 @@ class TestMonitor:
         rounds = itertools.count()
         monitor._bell = bell = FakeBell()
         monitor.run(lambda: next(rounds) == QUIET + 10, lambda: True)
-        assert set(bell.sleeps) == {REST}
+        assert bell.sleeps == [DOUBT] + [REST] * (QUIET + 9)
+
+    def test_a_call_that_is_seen_for_the_first_time_is_looked_at_again_soon(self, rehearse, enter):
+        clock, group = Clock(), rehearse()
+        _, conn = enter(group)
+        monitor = Monitor([group], clock=clock)
+        rounds = itertools.count()
+
+        def then():
+            clock.now += bell.sleeps[-1]
+            if len(bell.sleeps) == 3:
+                group.begin(conn, object())
+            return False
+
+        monitor._bell = bell = FakeBell(then)
+        monitor.run(lambda: next(rounds) == 6, lambda: True)
+        # nothing; a call that is new, and asleep at the second look; a calm group again
+        assert bell.sleeps[2:5] == [REST, DOUBT, REST / 2]
+        assert conn.owned
+
+    def test_each_new_call_is_in_doubt_and_none_is_twice(self, rehearse, enter):
+        group = rehearse()
+        _, conn = enter(group)
+        group.leader.sleeping = False
+        watch, seen = Watch(group), []
+        for call in ("a", "a", "b", None, "b", "b"):
+            group.calls = {conn: call} if call else {}
+            watch.look(100.0)
+            seen.append(watch.doubtful)
+        assert seen == [True, False, True, False, True, False]
+        group.calls, group.eager = {}, True
+        watch.doubtful = True
+        watch.look(100.0)
+        assert not watch.doubtful
 
     def test_it_does_not_park_when_it_may_not(self, rehearse):
         group = rehearse()
