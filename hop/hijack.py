@@ -414,7 +414,7 @@ class Channel:
         if self._early is None:
             self._conn.cut()  # the rest must wait for the leader, and that for a thread
         self._call_leader()
-        self._conn.loop.post(self._hurry, 0.0)  # in case `close` came before
+        self._conn.loop.post(partial(_hurry, self._conn), 0.0)  # in case `close` came before
 
     def _finish(self, how: int) -> None:
         with self._lock:
@@ -435,9 +435,13 @@ class Channel:
 
     def _arm(self, delay: float, later: Later) -> None:
         with self._lock:
-            if later.fn is not None and not self._end:
-                later.alarm = self._conn.loop.poller.call_later(delay, partial(self._ring, later))
-                self._timers = (*(each for each in self._timers if each.fn is not None), later)
+            if later.fn is None or self._end:
+                return
+            later.alarm = self._conn.loop.poller.call_later(delay, partial(self._ring, later))
+            armed = self._timers
+            if not len(armed) & (len(armed) - 1):  # tidied whenever it has doubled
+                armed = tuple(each for each in armed if each.fn is not None)
+            self._timers = (*armed, later)
 
     def _ring(self, later: Later) -> None:
         if not self._end:
@@ -478,19 +482,7 @@ class Channel:
         else:
             conn.loop.engine.pass_on(conn, "last")
             if self.write_timeout is not None:
-                self._hurry(self.write_timeout)
-
-    def _hurry(self, patience: float) -> None:
-        """Cut the connection when it is closing and nothing has left for so many seconds."""
-        conn, loop = self._conn, self._conn.loop
-        if conn.state is not CLOSING:
-            return
-        idle = loop.now - conn.since
-        if idle >= patience:
-            conn.reset()
-            conn.cut()
-        else:
-            loop.poller.call_later(patience - idle, partial(self._hurry, patience))
+                _hurry(conn, self.write_timeout)
 
     def look(self, now: float) -> None:
         """End the channel when one of its deadlines has passed; nobody owns it."""
@@ -517,7 +509,7 @@ class Channel:
         calm = conn.backlog is None
         if not calm:
             self.flush()
-        if not self._due and not self._end:
+        if not self._end:
             data = conn.receive()
             if data:
                 self._call(self._handler, self, data)
@@ -618,3 +610,16 @@ class Channel:
             self.close()
         else:
             self.on_shutdown(self)
+
+
+def _hurry(conn: Connection, patience: float) -> None:
+    """Cut a connection that is closing when the client has taken nothing for so many seconds."""
+    loop = conn.loop
+    if conn.state is not CLOSING:
+        return
+    idle = loop.now - conn.since
+    if idle < patience or (patience and conn.has_news(WRITE)):
+        loop.poller.call_later(max(0.0, patience - idle), partial(_hurry, conn, patience))
+    else:
+        conn.reset()
+        conn.cut()

@@ -413,16 +413,18 @@ class InlineLoop:
                 self._again.append(conn)
 
     def _stop(self, _: object = None) -> None:
-        self._cut_off()
-        for conn in self.connections.values():
-            if not conn.owned:
-                if conn.state is UPGRADED:
-                    conn.incoming.conclude()
-                if conn.backlog is not None:
-                    conn.reset()
-                self.engine.drop(conn)
-                conn.close()
-        self.stopped.set()
+        try:
+            self._cut_off()
+            for conn in self.connections.values():
+                if not conn.owned:
+                    if conn.state is UPGRADED:
+                        conn.incoming.conclude()
+                    if conn.backlog is not None:
+                        conn.reset()
+                    self.engine.drop(conn)
+                    conn.close()
+        finally:
+            self.stopped.set()
 
     def _cut_off(self) -> None:
         """Nothing begins any more, and nobody comes back."""
@@ -497,8 +499,8 @@ class LeaderFollowers(InlineLoop):
 
     At most one thread leads at any time. It alone changes the table, the poller's registrations
     and the states of connections that nobody owns. A thread that has lost the lead owns its
-    connection until the handler returns. At most `max_threads` threads do; then the leader
-    begins no call until one of them is back. Other options: see InlineLoop.
+    connection until the handler returns. At most `max_threads` threads do; then no call begins
+    until one of them is back. Other options: see InlineLoop.
     """
 
     def __init__(
@@ -519,7 +521,7 @@ class LeaderFollowers(InlineLoop):
         self._lock = threading.Lock()
         self._everyone: list[Follower] = []
         self._followers: list[Follower] = []
-        self._busy = 0
+        self._busy = self.vacancies = 0
 
     def start(self) -> None:
         """Let a first thread lead, and a second one wait. RuntimeError if there can be none."""
@@ -558,15 +560,10 @@ class LeaderFollowers(InlineLoop):
     def _hand_over(self, conn: Connection) -> bool:
         """Pass the lead on of one's own accord; False when there is no thread to take it."""
         with self._lock:
-            last = self._busy == self.max_threads - 1
-            lies = last and self.duration < SOON * self._busy
-            follower = None if lies else self._reserve()
-            if lies or follower is not None:
+            follower = self._reserve()
+            if follower is not None:
                 self._pass_lead(follower, conn)
-        if lies and self.monitor_parked:
-            self.monitor_parked = False
-            self.wake_monitor()
-        return lies or follower is not None
+            return follower is not None
 
     def _offer_thread(self) -> None:
         """A thread is free: wake the leader if connections wait for one."""
@@ -584,7 +581,7 @@ class LeaderFollowers(InlineLoop):
             return
         if self.eager:
             conn.since = time.monotonic()
-            if self._hand_over(conn):
+            if self._leave_lead(conn) or self._hand_over(conn):
                 if conn.push():
                     self.assist(conn)
                 return
@@ -673,6 +670,7 @@ class LeaderFollowers(InlineLoop):
         with self._lock:
             self._busy -= 1
             self.full = self._busy >= self.max_threads
+        self.appoint()  # whoever was expected back was perhaps this thread
         self._offer_thread()
         self.be_patient(False)  # it may stay away for hours
         return True
@@ -697,19 +695,34 @@ class LeaderFollowers(InlineLoop):
 
     def _cut_off(self) -> None:
         with self._lock:
-            super()._cut_off()
-            for follower in self._followers:
-                follower.baton.release()
-            self._followers.clear()
+            try:
+                super()._cut_off()
+            finally:
+                for follower in self._followers:
+                    follower.baton.release()
+                self._followers.clear()
 
     def keep_lock(self, wanted: bool) -> None:
         """Let reading and writing keep the interpreter's lock, or not."""
         self.keeping = self._keeper if wanted else None
 
+    def _leave_lead(self, conn: Connection) -> bool:
+        """Let nobody lead for a moment, if this call is the last and somebody is expected soon."""
+        with self._lock:
+            last = self._busy == self.max_threads - 1
+            lies = last and self.duration < SOON * self._busy and not self._mailbox
+            if lies:
+                self.vacancies += 1
+                self._pass_lead(None, conn)
+        if lies and self.monitor_parked:
+            self.monitor_parked = False
+            self.wake_monitor()
+        return lies
+
     def appoint(self) -> None:
         """Let a follower lead if nobody does, and nobody has come back for it."""
         with self._lock:
-            if self.leader is None and self._busy and not self.over:
+            if self.leader is None and self._everyone and not self.over:
                 follower = self._reserve()
                 if follower is not None:
                     self._pass_lead(follower)
@@ -744,30 +757,30 @@ class Watch:
         self, group: LeaderFollowers, process_time: Callable[[], float] = time.process_time
     ) -> None:
         self.group = group
-        self.called = self.doubtful = self.promoted = self._vacant = False
+        self.called = self.doubtful = self.promoted = False
         self._process_time = process_time
         self._call: object = None
         self._leader: Follower | None = None
         self._looked = self._cpu = self._spent = self._began = self._began_cpu = 0.0
-        self._requests = 0
+        self._requests = self._vacancies = 0
         self._burners: list[Connection] = []
 
     def look(self, now: float) -> bool:
         """Promote a follower if the leader is stuck; True when there is much to see."""
         group, leader = self.group, self.group.leader
         if leader is None or (group.eager and not group.calls):
-            if leader is None and self._vacant:
+            if leader is None and group.vacancies == self._vacancies:
                 group.appoint()
-            self._vacant = leader is None
+            self._vacancies = group.vacancies
             self.called = self.doubtful = self.promoted = False
             group.keep_lock(False)
-            return group.full
+            return leader is None
         conn, call = next(iter(list(group.calls.items())), (None, None))
         cpu = leader.cpu_time()
         company = self._company(leader, now, cpu)
         group.keep_lock(company)
         self._estimate(leader, call, now, cpu, company)
-        self.doubtful = conn is not None and call is not self._call
+        self.doubtful = conn is not None and call is not self._call and not self.doubtful
         if call is not self._call:
             self._call, self._began, self._began_cpu = call, now, cpu
         self.called = conn is not None

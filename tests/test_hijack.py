@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import logging
 import select
 import socket
@@ -1545,6 +1546,56 @@ class TestDeadlines:
         conn.flush()
         channel.look(clock.now + 20)
         assert channel.closed
+
+    def test_words_come_before_the_timer_that_asks_for_them(self, clocked, notes):
+        clock, loop, client, _conn, channel = clocked
+        channel.call_later(1.0, lambda: notes.note("asked"))
+        turn(loop)
+        clock.now += 2.0  # the process stood still
+        client.sendall(b"alive")
+        turn(loop, 2)
+        assert notes == [b"alive", "asked"]
+
+    def test_the_last_words_are_not_lost_where_they_have_been_read(self, clocked):
+        """There is room, and only the loop has not come to it."""
+        clock, loop, client, conn, channel = clocked
+        channel.write_timeout = 10.0
+        channel.write(bytes(1 << 24))
+        channel.close()
+        turn(loop)
+        assert conn.state == CLOSING
+        size = len(client.recv(1 << 20))
+        while not conn.has_news(WRITE):
+            size += len(client.recv(1 << 20))
+        clock.now += 20.0
+        loop.poller.wake()
+        loop._between()  # the timers; the batch comes behind them
+        assert not conn.gone()
+        while conn.state == CLOSING:
+            turn(loop)
+            size += len(client.recv(1 << 20))
+        while data := client.recv(1 << 20):
+            size += len(data)
+        assert size > 1 << 24
+
+    def test_nobody_keeps_a_channel_that_has_said_its_last_words(self):
+        class Data:
+            pass
+
+        with rig(channel_app(echo)) as (loop, client, conn):
+            client.sendall(request())
+            turn(loop)
+            conn.incoming.data = data = Data()
+            kept = weakref.ref(data)
+            del data
+            conn.incoming.write_timeout = 10.0
+            conn.incoming.write(bytes(1 << 24))
+            conn.incoming.close()
+            assert kept()
+            turn(loop, 2)
+            assert conn.state == CLOSING  # and the timer of its patience is armed
+            gc.collect()
+            assert kept() is None
 
     def test_who_cannot_be_heard_is_not_blamed(self, clocked, notes):
         clock, loop, _client, conn, channel = clocked

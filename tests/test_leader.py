@@ -1109,6 +1109,23 @@ class TestTheEnd:
         loop.acceptors.clear()
 
 
+class TestAnEndThatFails:
+    def test_those_who_wait_for_it_are_told_all_the_same(self, run, caplog):
+        group, _ = run(Gates(), clients=2)
+        until(lambda: group._polling)
+
+        def drop(conn):
+            raise OSError("odd")
+
+        group.engine.drop = drop
+        group.stop()
+        assert group.stopped.wait(20)
+        for follower in group._everyone:
+            follower.thread.join(20)
+            assert not follower.thread.is_alive()
+        assert "odd" in caplog.text
+
+
 class TestFollower:
     def test_without_a_clock_for_threads(self, monkeypatch):
         monkeypatch.delattr(time, "pthread_getcpuclockid", raising=False)
@@ -1431,13 +1448,13 @@ class TestTheLeadThatLies:
     def lying(self, rehearse, enter):
         """A full group without a leader, and the two connections whose calls are under way."""
         group = rehearse(max_threads=2)
-        group.duration = 0.9 * SOON
+        group.eager, group.blocking, group.duration = True, 1.0, 0.9 * SOON
         conns = [enter(group)[1] for _ in range(2)]
         first = group.leader
-        assert group._hand_over(conns[0])
+        group.begin(conns[0], object())
         second = group.leader
         assert second is not None
-        assert group._hand_over(conns[1])
+        group.begin(conns[1], object())
         return group, {conns[0]: first, conns[1]: second}
 
     def test_the_last_one_wakes_nobody(self, lying):
@@ -1476,17 +1493,49 @@ class TestTheLeadThatLies:
     @pytest.mark.parametrize("duration", [1.1 * SOON, 0.1, 1.0])
     def test_where_nobody_is_expected_soon_a_follower_leads(self, rehearse, enter, duration):
         group = rehearse(max_threads=2)
-        group.duration = duration
+        group.eager, group.duration = True, duration
         for _ in range(2):
-            assert group._hand_over(enter(group)[1])
+            group.begin(enter(group)[1], object())
         assert group.leader is not None
         assert group.full
 
     def test_a_single_thread_leaves_it_to_nobody(self, rehearse, enter):
         group = rehearse(max_threads=1)
-        group.duration = 0.0
-        assert group._hand_over(enter(group)[1])
+        group.eager, group.duration = True, 0.0
+        group.begin(enter(group)[1], object())
         assert group.leader is not None
+        assert group.full
+
+    def test_who_goes_away_for_long_leaves_it_to_a_follower(self, rehearse, enter):
+        """To a hijacked connection, or into the wait for a slow client."""
+        group = rehearse(max_threads=1, understudies=3)
+        group.duration = 0.0
+        conns = [enter(group)[1] for _ in range(2)]
+        group.begin(conns[0], object())
+        assert group.excuse(conns[0])
+        assert group.leader is not None
+        group.begin(conns[1], object())
+        group.wait_writable(conns[1])
+        assert group.leader is not None
+
+    def test_where_all_who_were_expected_leave_somebody_is_appointed(self, lying):
+        """They all hijack: nobody comes back, and soon nobody is in a call."""
+        group, owners = lying
+        for conn in owners:
+            assert group.excuse(conn)
+        assert group._busy == 0
+        assert group.leader is not None
+        assert not group.leader.baton.locked()
+
+    def test_it_does_not_lie_while_there_is_mail(self, rehearse, enter):
+        """It may be the order to stop, and nobody minds who leads behind that."""
+        group = rehearse(max_threads=2)
+        group.eager, group.duration = True, 0.0
+        group.begin(enter(group)[1], object())
+        group.stop()
+        group.begin(enter(group)[1], object())
+        assert group.leader is not None
+        assert group.full
 
     def test_how_long_calls_take_is_learnt_from_those_that_end(self, rehearse):
         group = rehearse()
@@ -1509,23 +1558,26 @@ class TestTheLeadThatLies:
         assert group._busy == 2
 
     def test_it_is_no_second_look_if_somebody_has_led_meanwhile(self, lying):
-        group, _ = lying
-        watch, spare = Watch(group), group._followers[0]
-        watch.look(100.0)
-        group.leader, group.eager = spare, True
-        watch.look(100.1)
-        group.leader = None
-        watch.look(100.2)
-        assert group.leader is None
+        """In a full group nobody leads for half of the time, and for a moment each."""
+        group, owners = lying
+        watch = Watch(group)
+        for now in range(100, 105):
+            watch.look(now)
+            assert group.leader is None
+            conn, me = owners.popitem()
+            me.baton.acquire(blocking=False)
+            group._give_back(conn, me)
+            owners[conn] = me
+            group.begin(conn, object())
 
     def test_it_wakes_a_monitor_that_sleeps(self, rehearse, enter):
         group = rehearse(max_threads=2)
-        group.duration, rung = 0.0, []
+        group.eager, group.duration, rung = True, 0.0, []
         group.wake_monitor = lambda: rung.append(group.leader)
         group.monitor_parked = True
-        group._hand_over(enter(group)[1])
+        group.begin(enter(group)[1], object())
         assert rung == []
-        group._hand_over(enter(group)[1])
+        group.begin(enter(group)[1], object())
         assert rung == [None]
         assert not group.monitor_parked
 
@@ -1536,7 +1588,7 @@ class TestTheLeadThatLies:
         monitor._park()
         assert bell.sleeps == []
 
-    def test_nobody_is_appointed_where_somebody_leads_or_nothing_goes_on(self, lying):
+    def test_nobody_is_appointed_where_somebody_leads(self, lying):
         group, owners = lying
         for conn, me in owners.items():
             me.baton.acquire(blocking=False)
@@ -1544,9 +1596,15 @@ class TestTheLeadThatLies:
         leader, waiting = group.leader, [*group._followers]
         group.appoint()
         assert (group.leader, group._followers) == (leader, waiting)
-        group.leader = None
-        group.appoint()  # a group that has not begun
-        assert (group.leader, group._followers) == (None, waiting)
+
+    @pytest.mark.parametrize("over", [True, False])
+    def test_nobody_is_appointed_before_the_beginning_and_after_the_end(self, rehearse, over):
+        group = rehearse()
+        group.leader, group.over = None, over
+        if not over:
+            group._everyone = []
+        group.appoint()
+        assert group.leader is None
 
     def test_where_no_thread_can_be_had_it_goes_on_lying(self, lying):
         group, _ = lying
@@ -1565,6 +1623,28 @@ class TestTheLeadThatLies:
         assert group.stopped.wait(10)  # the handlers wait for twice as long
         assert clients[2].recv(1) == b""
         app.open()
+
+
+    def test_those_who_all_hijack_do_not_take_the_lead_with_them(self, run):
+        gate = Gates("/wait")
+
+        def app(environ, start_response):
+            conn = environ["hop.response"].conn
+            answer = gate(environ, start_response)
+            if environ["PATH_INFO"] == "/wait":
+                assert conn.loop.excuse(conn)
+                conn.loop.welcome_back(conn)
+            return answer
+
+        app.open = gate.open
+        group, clients = run(app, clients=3, max_threads=2)
+        group.eager, group._note, group.duration = True, lambda took: None, 0.0
+        for client in clients[:2]:
+            client.send(requests("/wait"))
+        until(lambda: group._busy == 2 and group.leader is None)
+        clients[2].send(requests("/quick"))
+        gate.open()
+        assert bodies(clients[2], 1) == ["/quick"]
 
 
 class TestThereAndBack:
@@ -1992,8 +2072,7 @@ def watched(rehearse, enter):
 class TestJudging:
     def test_without_a_leader_or_a_call_there_is_nothing_to_see(self, watched):
         assert not watched.look()
-        watched.group.leader = None
-        watched.group.calls = {object(): object()}
+        watched.group.eager = True
         assert not watched.look()
         assert not watched.watch.promoted
 
@@ -2348,16 +2427,16 @@ class TestMonitor:
         assert bell.sleeps[2:5] == [REST, DOUBT, REST / 2]
         assert conn.owned
 
-    def test_each_new_call_is_in_doubt_and_none_is_twice(self, rehearse, enter):
+    def test_a_new_call_is_in_doubt_but_never_two_looks_in_a_row(self, rehearse, enter):
         group = rehearse()
         _, conn = enter(group)
         group.leader.sleeping = False
         watch, seen = Watch(group), []
-        for call in ("a", "a", "b", None, "b", "b"):
+        for call in ("a", "a", "a", "b", None, "b", "c", "d"):
             group.calls = {conn: call} if call else {}
             watch.look(100.0)
             seen.append(watch.doubtful)
-        assert seen == [True, False, True, False, True, False]
+        assert seen == [True, False, False, True, False, True, False, True]
         group.calls, group.eager = {}, True
         watch.doubtful = True
         watch.look(100.0)
